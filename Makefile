@@ -1,0 +1,52 @@
+# README's two commands are `make demo` and `make test`. Both set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help install demo test test-slow test-gpu lint format bench clean
+
+help:
+	@echo "make demo       export ViT-B/16 and a trained network, classify held-out images without torch, write demo/"
+	@echo "make test       lint, types and tests (minutes)"
+	@echo "make test-slow  the tests marked slow: ViT-L and ViT-H, full disks, long runs"
+	@echo "make test-gpu   the tests marked gpu; they say why they skip where there is none"
+	@echo "make bench      time exports beside optimum-cli, and the runtime's size; writes benchmarks/results/"
+	@echo "make lint       ruff and mypy; make format mends what ruff can"
+
+# Always with the constraints: they keep torch on the CPU build, and everything on what was tested.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e ".[cpu,export,dev]"
+	@touch $(READY)
+
+install: $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py --out demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/runtime_footprint.py --out benchmarks/results/runtime_footprint.json
+	$(BIN)/python benchmarks/export_cost.py --out benchmarks/results/export_cost.json
+
+clean:
+	rm -rf $(VENV) build dist demo
