@@ -1,0 +1,238 @@
+"""A checkpoint comes back as it was saved; a file that is damaged, foreign or contradicts itself is one clear error."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vit_models import CheckpointError, ViT, ViTConfig, init_weights, load_checkpoint, save_checkpoint
+
+TINY = ViTConfig(img_size=(16, 24), patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_dim=24, num_classes=4)
+LABELS = ["zero", "one", "two", "três"]
+
+
+@pytest.fixture
+def model() -> ViT:
+    return init_weights(ViT(TINY), 1)
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    save_checkpoint(tmp_path / "vit.safetensors", model, LABELS, {"mean": [0.5, 0.5, 0.5]})
+    return tmp_path / "vit.safetensors"
+
+
+def facts(**changes) -> dict[str, str]:
+    """The file's own metadata; None takes an entry out."""
+    entries = {"config": dataclasses.asdict(TINY), **changes}
+    return {"vit_deploy": json.dumps({name: value for name, value in entries.items() if value is not None})}
+
+
+def refused(path) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def raw(path, header: bytes, length: int | None = None, data: bytes = b""):
+    """A safetensors file by hand: the header's length in 8 bytes, the header, the numbers."""
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(path, model):
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.config == TINY
+    assert checkpoint.labels == tuple(LABELS)
+    assert checkpoint.preprocessing == {"mean": [0.5, 0.5, 0.5]}
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checkpoint.state_dict.keys() == model.state_dict().keys()
+    for name, values in model.state_dict().items():
+        assert torch.equal(checkpoint.state_dict[name], values)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_classes": 0},
+        {"pool": "mean"},
+        {"pool": "mean", "class_token": False},
+        {"representation_size": 12},
+        {"layer_norm_eps": 1e-5},
+        {"img_size": (40, 16)},
+    ],
+    ids=str,
+)
+def test_every_kind_of_network_comes_back(tmp_path, changes):
+    model = init_weights(ViT(dataclasses.replace(TINY, **changes)))
+    save_checkpoint(tmp_path / "vit.safetensors", model)
+    checkpoint = load_checkpoint(tmp_path / "vit.safetensors")
+    assert checkpoint.config == model.config
+    assert (checkpoint.labels, checkpoint.preprocessing) == (None, None)
+    ViT(checkpoint.config).load_state_dict(dict(checkpoint.state_dict))
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path, path, model):
+    save_checkpoint(tmp_path / "again.safetensors", model, LABELS, {"mean": [0.5, 0.5, 0.5]})
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+# --- files that are no checkpoints ------------------------------------------------------------------------------------
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path, path):
+    content = path.read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for length in [*range(0, 64, 3), *range(64, len(content), 997), len(content) - 1]:
+        cut.write_bytes(content[:length])
+        refused(cut)
+
+
+def test_bytes_after_the_end_are_refused(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+    refused(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 1000, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_header_that_lies_about_its_length_is_refused(tmp_path, path, length):
+    content = path.read_bytes()
+    refused(raw(tmp_path / "lie.safetensors", content[8:], length))
+
+
+def test_a_header_changed_at_random_loads_or_is_refused_and_nothing_else(tmp_path, path):
+    """Seeded: every run tries the same damage."""
+    content = path.read_bytes()
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    rng, damaged, survived = random.Random(5), tmp_path / "damaged.safetensors", 0
+    for _ in range(400):
+        octets = bytearray(content)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            octets[rng.randrange(end)] = rng.choice([rng.randrange(256), *b'0123456789{}[]",:-'])
+        damaged.write_bytes(octets)
+        try:
+            load_checkpoint(damaged)
+            survived += 1
+        except CheckpointError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+    assert survived < 200  # a changed label or digest may pass, most damage must not
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "pickle.safetensors")
+    refused(tmp_path / "pickle.safetensors")
+    (tmp_path / "text.safetensors").write_text("not weights\n" * 50)
+    refused(tmp_path / "text.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    refused(tmp_path / "folder.safetensors")
+    refused(tmp_path / "absent.safetensors")
+
+
+def test_a_pickle_is_never_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    torch.save({"weight": Trap()}, tmp_path / "trap.safetensors")
+    refused(tmp_path / "trap.safetensors")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"vit_deploy": "{"}, {"vit_deploy": "[1]"}, {"vit_deploy": "[" * 200_000}])
+def test_safetensors_of_another_project_are_told_apart(tmp_path, model, metadata):
+    save_file(dict(model.state_dict()), tmp_path / "foreign.safetensors", metadata=metadata)
+    assert "'vit_deploy' entry" in refused(tmp_path / "foreign.safetensors")
+
+
+# --- files that contradict themselves ---------------------------------------------------------------------------------
+
+
+def contradicted(tmp_path, model, change, metadata=None) -> str:
+    state = {name: values.clone() for name, values in model.state_dict().items()}
+    change(state)
+    save_file(state, tmp_path / "wrong.safetensors", metadata=metadata or facts())
+    return refused(tmp_path / "wrong.safetensors")
+
+
+def test_a_missing_tensor_is_named(tmp_path, model):
+    message = contradicted(tmp_path, model, lambda state: state.pop("blocks.1.attn.qkv.bias"))
+    assert "blocks.1.attn.qkv.bias is missing" in message
+
+
+def test_an_unexpected_tensor_is_named(tmp_path, model):
+    message = contradicted(tmp_path, model, lambda state: state.update({"blocks.0.ls1.gamma": torch.ones(16)}))
+    assert "blocks.0.ls1.gamma is not expected" in message
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path, model):
+    message = contradicted(tmp_path, model, lambda state: state.update({"norm.weight": torch.ones(17)}))
+    assert "norm.weight is torch.float32 (17,), expected torch.float32 (16,)" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_a_tensor_of_the_wrong_dtype_is_named(tmp_path, model, dtype):
+    message = contradicted(tmp_path, model, lambda state: state.update({"norm.weight": torch.ones(16).to(dtype)}))
+    assert f"norm.weight is {dtype} (16,), expected torch.float32 (16,)" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_single_number_that_is_none_is_found(tmp_path, model, value):
+    message = contradicted(tmp_path, model, lambda state: state["blocks.0.mlp.fc1.weight"].view(-1)[137].fill_(value))
+    assert "blocks.0.mlp.fc1.weight holds NaN or Inf" in message
+
+
+def test_many_faults_are_summed_up_in_one_line(tmp_path, model):
+    def change(state):
+        for name in list(state)[:9]:
+            del state[name]
+
+    assert "and 6 more" in contradicted(tmp_path, model, change)
+
+
+def config(**changes):
+    return {**dataclasses.asdict(TINY), **changes}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"config": None},
+        {"config": 3},
+        {"config": []},
+        {"config": "ViT-B/16"},
+        {"config": {}},
+        {"config": config(depth=3)},
+        {"config": config(depth=10**9)},
+        {"config": config(depth=50_000)},
+        {"config": config(embed_dim=2**16, num_heads=1)},
+        {"config": config(num_heads=3)},
+        {"config": config(img_size=[17, 24])},
+        {"config": config(img_size=16)},
+        {"config": config(img_size=None)},
+        {"config": config(img_size="16")},
+        {"config": config(class_token="no")},
+        {"config": config(class_token=False)},
+        {"config": config(pool=["cls"])},
+        {"config": config(pool=None)},
+        {"config": config(layer_norm_eps="small")},
+        {"config": config(layer_norm_eps=None)},
+        {"config": config(num_classes=5)},
+        {"config": config(dropout=0.1)},
+        {"labels": LABELS[:3]},
+        {"labels": [0, 1, 2, 3]},
+        {"labels": "four"},
+        {"labels": 4},
+        {"labels": {"a": 0, "b": 1, "c": 2, "d": 3}},
+        {"preprocessing": 3},
+        {"preprocessing": ["mean"]},
+    ],
+    ids=str,
+)
+def test_facts_that_do_not_fit_the_weights_or_one_another_are_refused(tmp_path, model, entries):
+    contradicted(tmp_path, model, lambda state: None, facts(**entries))
