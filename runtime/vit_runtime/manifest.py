@@ -1,0 +1,370 @@
+"""The manifest: one JSON document inside the .onnx file that says how to use it and what proves it (docs/manifest.md).
+
+It lies in the file's `metadata_props` under `vit_deploy`. `manifest.schema.json` beside this module is its published schema.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_runtime.errors import ModelError
+from vit_runtime.golden import GENERATOR
+from vit_runtime.onnx_file import OnnxFile, read_onnx
+from vit_runtime.preprocess import Preprocessing
+
+KEY = "vit_deploy"
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
+MAX_GOLDEN_IMAGES = 64
+MAX_INT = (1 << 63) - 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A graph output and what it means; `shape` starts with "batch"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far values are from the float64 reference, in units of that reference's root mean square.
+
+    `rms` over all numbers, `max` of a single one. NaN or Inf in the values makes both NaN or Inf, which pass no limit.
+    """
+
+    rms: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden record: what float64 PyTorch computes for images that `golden_images(seed, images, H, W)` makes again.
+
+    `expected` has one float32 array an output, (images, ...) or, where `projected` has the output's name,
+    (images, projected[name]) through `vit_runtime.golden.project`. `floor` is PyTorch's own float32 error.
+    """
+
+    seed: int
+    images: int
+    expected: Mapping[str, npt.NDArray[np.float32]]
+    projected: Mapping[str, int]
+    floor: Mapping[str, Error]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artefact's error may be, in multiples of the floor."""
+
+    rms: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One output's error at one batch size, as the exporter measured it."""
+
+    provider: str
+    batch_size: int
+    output: str
+    error: Error
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The limits that the file is held to, and what was measured when it was made."""
+
+    limits: Limits
+    measured: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a file says about itself. `model`, `checkpoint` and `build` are for people; the rest is acted upon."""
+
+    model: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+    input_name: str
+    image_size: tuple[int, int]
+    preprocessing: Preprocessing
+    outputs: tuple[Output, ...]
+    labels: tuple[str, ...] | None
+    build: Mapping[str, Any]
+    golden: Golden | None
+    parity: Parity | None
+
+    def to_json(self) -> str:
+        """The document, keys sorted, without white space: the same manifest is the same bytes."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document as JSON values."""
+        document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "model": dict(self.model),
+            "checkpoint": dict(self.checkpoint),
+            "input": {"name": self.input_name, "dtype": "float32", "layout": "NCHW", "shape": ["batch", 3, *self.image_size]},
+            "preprocessing": self.preprocessing.to_dict(),
+            "outputs": [{"name": o.name, "dtype": o.dtype, "shape": list(o.shape), "meaning": o.meaning} for o in self.outputs],
+            "labels": list(self.labels) if self.labels is not None else None,
+            "build": dict(self.build),
+            "golden": _golden_to_dict(self.golden) if self.golden else None,
+            "parity": _parity_to_dict(self.parity) if self.parity else None,
+        }
+        return document
+
+
+def read_manifest(path: Path) -> tuple[Manifest, OnnxFile]:
+    """The manifest of a file, held against its graph.
+
+    Raises: ModelError if the file is unreadable, not ours, from a newer version, or contradicts itself.
+    """
+    file = read_onnx(path)
+    text = file.metadata.get(KEY)
+    if text is None:
+        raise ModelError(f"{path} is an ONNX file without a {KEY} manifest, expected one that `vit-export` wrote; export the model again")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: its manifest is not JSON ({error}); export the model again") from error
+    try:
+        manifest = parse_manifest(document)
+        _check_against_graph(manifest, file)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return manifest, file
+
+
+def parse_manifest(document: Any) -> Manifest:
+    """A manifest from its JSON document. Raises: ModelError that names the entry."""
+    version = _get(document, "schema_version", int)
+    if version > SCHEMA_VERSION:
+        raise ModelError(
+            f"got manifest version {version}, this vit-deploy reads up to {SCHEMA_VERSION}; upgrade with `pip install -U vit-deploy`"
+        )
+    if version < 1:
+        raise ModelError(f"got manifest version {version}, expected 1; export the model again")
+    shape = _get(document, "input.shape", list)
+    if len(shape) != 4 or shape[:2] != ["batch", 3] or not all(_is_size(size) for size in shape[2:]):
+        raise ModelError(f"the manifest's input.shape is {shape}, expected ['batch', 3, height, width]; export the model again")
+    for entry, wanted in (("input.dtype", "float32"), ("input.layout", "NCHW")):
+        if (got := _get(document, entry, str)) != wanted:
+            raise ModelError(f"the manifest's {entry} is {got!r}, expected {wanted!r}; export the model again")
+    outputs = tuple(_output(item) for item in _get(document, "outputs", list))
+    labels = _get(document, "labels", object)
+    if labels is not None and not (isinstance(labels, list) and all(_is_text(label) for label in labels)):
+        raise ModelError("the manifest's labels are not a list of names; export the model again")
+    golden, parity = _get(document, "golden", object), _get(document, "parity", object)
+    for entry, kind in _FOR_PEOPLE:
+        _get(document, entry, kind)
+    for item in document["build"]["passes"]:
+        for entry, kind in (("name", str), ("nodes_before", int), ("nodes_after", int)):
+            _get(item, entry, kind)
+    manifest = Manifest(
+        model=_get(document, "model", dict),
+        checkpoint=_get(document, "checkpoint", dict),
+        input_name=_get(document, "input.name", str),
+        image_size=(shape[2], shape[3]),
+        preprocessing=Preprocessing.from_dict(_get(document, "preprocessing", dict)),
+        outputs=outputs,
+        labels=tuple(labels) if labels is not None else None,
+        build=_get(document, "build", dict),
+        golden=_golden_from_dict(golden, outputs) if golden is not None else None,
+        parity=_parity_from_dict(parity) if parity is not None else None,
+    )
+    _check_against_itself(manifest)
+    return manifest
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a golden record's JSON without its own `sha256` entry: a record that was changed no longer fits it."""
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _golden_to_dict(golden: Golden) -> dict[str, Any]:
+    outputs = {}
+    for name, values in golden.expected.items():
+        data = base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+        floor = golden.floor[name]
+        outputs[name] = {
+            "shape": list(values.shape),
+            "projected": name in golden.projected,
+            "data": data,
+            "floor": {"rms": floor.rms, "max": floor.max},
+        }
+    record: dict[str, Any] = {"generator": GENERATOR, "seed": golden.seed, "images": golden.images, "outputs": outputs}
+    return {**record, "sha256": record_digest(record)}
+
+
+def _golden_from_dict(record: Any, outputs: Sequence[Output]) -> Golden:
+    if (generator := _get(record, "generator", str)) != GENERATOR:
+        raise ModelError(
+            f"the golden record's images come from generator {generator!r}, this vit-deploy has {GENERATOR!r}; upgrade vit-deploy"
+        )
+    if _get(record, "sha256", str) != record_digest(record):
+        raise ModelError("the golden record was changed after the export: its SHA-256 no longer fits; export the model again")
+    images = _get(record, "images", int)
+    if not 1 <= images <= MAX_GOLDEN_IMAGES:
+        raise ModelError(f"the golden record has {images} images, expected 1 to {MAX_GOLDEN_IMAGES}; export the model again")
+    shapes = {output.name: output.shape for output in outputs}
+    expected, projected, floor = {}, {}, {}
+    entries = _get(record, "outputs", dict)
+    if entries.keys() != shapes.keys():
+        raise ModelError(f"the golden record has outputs {sorted(entries)}, the file {sorted(shapes)}; export the model again")
+    for name, entry in entries.items():
+        shape = _get(entry, "shape", list)
+        is_projected = _get(entry, "projected", bool)
+        wanted = [images, *shapes[name][1:]]
+        if is_projected:
+            projected[name] = shape[1] if len(shape) == 2 else 0
+            wanted = [images, projected[name]]
+        if shape != wanted or not all(_is_size(size) for size in shape):
+            raise ModelError(f"the golden record's {name} has shape {shape}, expected {wanted}; export the model again")
+        expected[name] = _array(name, _get(entry, "data", str), shape)
+        floor[name] = _error(entry, "floor")
+        if not (floor[name].rms and floor[name].max):
+            raise ModelError(f"the golden record's {name} has a floor of 0, expected a larger number; export the model again")
+    return Golden(_get(record, "seed", int), images, expected, projected, floor)
+
+
+def _array(name: str, text: str, shape: list[int]) -> npt.NDArray[np.float32]:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ModelError(f"the golden record's {name} is not base64; export the model again") from error
+    if len(data) != 4 * math.prod(shape):
+        raise ModelError(f"the golden record's {name} has {len(data)} bytes, expected {4 * math.prod(shape)}; export the model again")
+    values = np.frombuffer(data, "<f4").reshape(shape).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ModelError(f"the golden record's {name} has NaN or Inf in it, expected finite numbers; export the model again")
+    return values
+
+
+def _parity_to_dict(parity: Parity) -> dict[str, Any]:
+    measured = [
+        {"provider": m.provider, "batch_size": m.batch_size, "output": m.output, "rms": m.error.rms, "max": m.error.max}
+        for m in parity.measured
+    ]
+    return {"limits": {"rms": parity.limits.rms, "max": parity.limits.max}, "measured": measured}
+
+
+def _parity_from_dict(document: Any) -> Parity:
+    limits = Limits(_positive(document, "limits.rms"), _positive(document, "limits.max"))
+    measured = tuple(
+        Measured(
+            _get(item, "provider", str),
+            _get(item, "batch_size", int),
+            _get(item, "output", str),
+            Error(_positive(item, "rms"), _positive(item, "max")),
+        )
+        for item in _get(document, "measured", list)
+    )
+    return Parity(limits, measured)
+
+
+def _output(item: Any) -> Output:
+    shape = _get(item, "shape", list)
+    if not shape or shape[0] != "batch" or not all(_is_size(size) for size in shape[1:]):
+        raise ModelError(f"the manifest has an output of shape {shape}, expected ['batch', sizes ...]; export the model again")
+    return Output(_get(item, "name", str), _get(item, "dtype", str), tuple(shape), _get(item, "meaning", str))
+
+
+def _check_against_itself(manifest: Manifest) -> None:
+    if manifest.preprocessing.output_size != manifest.image_size:
+        sizes = f"images of {manifest.preprocessing.output_size}, but its input is {manifest.image_size}"
+        raise ModelError(f"its manifest prepares {sizes}; export the model again")
+    for output in manifest.outputs:
+        if output.name in ("logits", "embedding") and len(output.shape) != 2:
+            raise ModelError(f"its manifest has {output.name} of shape {output.shape}, expected one row an image; export the model again")
+    classes = next((output.shape[-1] for output in manifest.outputs if output.name == "logits"), None)
+    if manifest.labels is not None and len(manifest.labels) != classes:
+        raise ModelError(f"its manifest has {len(manifest.labels)} labels for {classes} logits; export the model again")
+    for item in manifest.parity.measured if manifest.parity else ():
+        if manifest.golden is None or item.output not in manifest.golden.floor:
+            raise ModelError(f"its manifest has a parity of {item.output!r} without a golden record of it; export the model again")
+
+
+def _check_against_graph(manifest: Manifest, file: OnnxFile) -> None:
+    claimed: list[tuple[str, str, tuple[int | str, ...]]] = [(manifest.input_name, "float32", ("batch", 3, *manifest.image_size))]
+    claimed += [(output.name, output.dtype, output.shape) for output in manifest.outputs]
+    found = [(info.name, info.dtype, info.shape) for info in (*file.inputs, *file.outputs)]
+    for ours, theirs in zip(claimed, found, strict=False):
+        if ours != theirs:
+            raise ModelError(f"its manifest says {_tensor(*ours)}, its graph has {_tensor(*theirs)}; export the model again")
+    if len(claimed) != len(found):
+        raise ModelError(f"its manifest names {len(claimed)} inputs and outputs, its graph has {len(found)}; export the model again")
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int | str]) -> str:
+    return f"{name} {dtype} ({', '.join(map(str, shape))})"
+
+
+def _get(document: Any, path: str, kind: type[T]) -> T:
+    value = document
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise ModelError(f"the manifest has no {path}; export the model again")
+        value = value[key]
+    if not isinstance(value, kind) or (kind is int and not _is_int(value)):
+        raise ModelError(f"the manifest's {path} is {str(value)[:60]!r}, expected a JSON {_KINDS[kind]}; export the model again")
+    return value
+
+
+_FOR_PEOPLE: tuple[tuple[str, type], ...] = (
+    ("model.arch", object),
+    ("model.parameters", int),
+    ("model.patch_size", int),
+    ("model.pool", str),
+    ("checkpoint.format", str),
+    ("checkpoint.seed", object),
+    ("checkpoint.sha256", object),
+    ("build.opset", int),
+    ("build.target", str),
+    ("build.precision", str),
+    ("build.passes", list),
+    ("build.tools", dict),
+)
+_KINDS: dict[type, str] = {int: "whole number", str: "text", list: "list", dict: "object", bool: "true or false"}
+
+
+def _positive(document: Any, path: str) -> float:
+    value = document
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        raise ModelError(f"the manifest's {path} is {str(value)[:60]!r}, expected a number of at least 0; export the model again")
+    return float(value)
+
+
+def _error(document: Any, path: str) -> Error:
+    return Error(_positive(document, f"{path}.rms"), _positive(document, f"{path}.max"))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -MAX_INT <= value <= MAX_INT
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that can be written out: JSON's escapes can spell half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_int(value) and 1 <= value <= 1 << 31

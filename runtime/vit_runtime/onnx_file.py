@@ -1,0 +1,290 @@
+"""What an .onnx file says about itself, read without onnx and without its weights.
+
+An .onnx file is a protocol buffer (onnx/onnx.proto, message ModelProto). This walks its fields through a memory map, so a file
+of gigabytes costs milliseconds, and trusts nothing: every length is checked against what is there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_runtime.errors import ModelError
+
+MAX_NODES = 1_000_000
+MAX_DEPTH = 16  # graphs in graphs
+MAX_METADATA = 64 << 20  # bytes of one metadata entry; a manifest with 20,000 labels and 16 golden images has under 4 MiB
+
+DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output; a dimension without a fixed size is its name, or "?"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What is in the file; sizes in bytes, `size` with the external data."""
+
+    path: Path
+    size: int
+    ir_version: int
+    opsets: Mapping[str, int]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    op_counts: Mapping[str, int]
+    external_files: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the main graph."""
+        return sum(self.op_counts.values())
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Walk the file. Raises: ModelError if it is missing, empty, truncated, not ONNX, or points outside its folder."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(f"{path} is a folder, expected an .onnx file")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody to write
+            raise ModelError(f"{path} is a pipe or device, expected an .onnx file; copy it to a file first")
+        with path.open("rb") as file:
+            if not status.st_size:
+                raise ModelError(f"{path} is empty, expected an .onnx file; it was probably cut off while it was copied")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _read(path, data)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist; `vit-export --out {path}` makes one") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # of a path with a null character in it, or of a file cut to nothing after it was opened
+        raise ModelError(f"{str(path)!r} cannot be read ({error})") from error
+    except _MalformedError as error:
+        raise ModelError(f"{path} is not a whole .onnx file ({error}); copy it again or export it again") from error
+
+
+class _MalformedError(Exception):
+    """The bytes are not the message that they should be."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A length-delimited field's place in the file."""
+
+    data: mmap.mmap
+    start: int
+    stop: int
+
+    def text(self, limit: int = 1 << 16) -> str:
+        if self.stop - self.start > limit:
+            raise _MalformedError(f"a name or text of {self.stop - self.start} bytes")
+        try:
+            return self.data[self.start : self.stop].decode()
+        except UnicodeDecodeError as error:
+            raise _MalformedError("a name that is not text") from error
+
+    def fields(self) -> Iterator[tuple[int, int | _Span]]:
+        """(field number, value) pairs: a number for varints, a span for what has a length; fixed-size numbers are passed over."""
+        at = self.start
+        while at < self.stop:
+            key, at = self._varint(at)
+            number, kind = key >> 3, key & 7
+            if number == 0:
+                raise _MalformedError("a field without a number")
+            if kind == 0:
+                value, at = self._varint(at)
+                yield number, value
+            elif kind in (1, 2, 5):
+                length = 8 if kind == 1 else 4
+                if kind == 2:
+                    length, at = self._varint(at)
+                if length > self.stop - at:
+                    raise _MalformedError("it ends in the middle of a field")
+                if kind == 2:
+                    yield number, _Span(self.data, at, at + length)
+                at += length
+            else:
+                raise _MalformedError("a field of unknown kind")
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= self.stop:
+                raise _MalformedError("it ends in the middle of a number")
+            byte = self.data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+        raise _MalformedError("a number that does not end")
+
+
+def _read(path: Path, data: mmap.mmap) -> OnnxFile:
+    ir_version, opsets, metadata, graph = 0, dict[str, int](), dict[str, str](), None
+    locations = set[str]()
+    for number, value in _Span(data, 0, len(data)).fields():
+        if number == 1 and isinstance(value, int):
+            ir_version = value
+        elif isinstance(value, _Span) and number == 7:
+            if graph is not None:  # a reader of protocol buffers would merge them
+                raise _MalformedError("two graphs in it")
+            graph = value
+        elif isinstance(value, _Span) and number == 8:
+            opsets.update([_pair(value)])
+        elif isinstance(value, _Span) and number == 14:
+            key, text = _entry(value)
+            if key in metadata:
+                raise _MalformedError(f"two metadata entries {key[:60]!r} in it")
+            metadata[key] = text
+        elif isinstance(value, _Span) and number == 25:
+            locations |= {_initializer(path, tensor)[1] for node in _messages(value, 7) for tensor in _node_tensors(node)}
+    if graph is None or not ir_version or not opsets:
+        raise _MalformedError("no graph, version or opset in it")
+    inputs, outputs, ops = list[TensorInfo](), list[TensorInfo](), Counter[str]()
+    initializers, nodes = set[str](), 0
+    for number, value in graph.fields():
+        if not isinstance(value, _Span):
+            continue
+        if number == 1:
+            ops[_op(value)] += 1
+            locations |= {_initializer(path, tensor)[1] for tensor in _node_tensors(value)}
+            nodes += 1
+            if nodes > MAX_NODES:
+                raise _MalformedError(f"more than {MAX_NODES} nodes")
+        elif number == 5:
+            name, location = _initializer(path, value)
+            initializers.add(name)
+            locations.add(location)
+        elif number == 15:
+            locations |= {_initializer(path, tensor)[1] for part in (1, 2) for tensor in _messages(value, part)}
+        elif number == 11:
+            inputs.append(_tensor_info(value))
+        elif number == 12:
+            outputs.append(_tensor_info(value))
+    external = tuple(sorted(locations - {""}))
+    size = len(data) + sum((path.parent / name).stat().st_size for name in external)
+    given = tuple(info for info in inputs if info.name not in initializers)
+    return OnnxFile(path, size, ir_version, opsets, given, tuple(outputs), dict(ops.most_common()), external, metadata)
+
+
+def _pair(span: _Span) -> tuple[str, int]:
+    domain, version = "", 0
+    for number, value in span.fields():
+        if number == 1 and isinstance(value, _Span):
+            domain = value.text()
+        elif number == 2 and isinstance(value, int):
+            version = value
+    return domain, version
+
+
+def _entry(span: _Span) -> tuple[str, str]:
+    texts = {1: "", 2: ""}
+    for number, value in span.fields():
+        if number in texts and isinstance(value, _Span):
+            texts[number] = value.text(MAX_METADATA)
+    return texts[1], texts[2]
+
+
+def _op(node: _Span) -> str:
+    domain = op = ""
+    for number, value in node.fields():
+        if number == 4 and isinstance(value, _Span):
+            op = value.text()
+        elif number == 7 and isinstance(value, _Span):
+            domain = value.text()
+    return f"{domain}.{op}" if domain else op
+
+
+def _node_tensors(node: _Span, depth: int = 0) -> Iterator[_Span]:
+    """The tensors inside of a node, such as a Constant's, and those of the graphs in it: they can point to other files too."""
+    if depth > MAX_DEPTH:
+        raise _MalformedError(f"graphs in graphs, {MAX_DEPTH} deep")
+    for attribute in _messages(node, 5):
+        for number, value in attribute.fields():
+            if not isinstance(value, _Span):
+                continue
+            if number in (5, 10):
+                yield value
+            elif number in (22, 23):
+                yield from (tensor for part in (1, 2) for tensor in _messages(value, part))
+            elif number in (6, 11):
+                yield from _messages(value, 5)
+                yield from (tensor for sparse in _messages(value, 15) for part in (1, 2) for tensor in _messages(sparse, part))
+                for inner in _messages(value, 1):
+                    yield from _node_tensors(inner, depth + 1)
+
+
+def _initializer(path: Path, tensor: _Span) -> tuple[str, str]:
+    """A tensor's name and, where the numbers lie in another file, that file's name; checked to be whole and in the same folder."""
+    name, entries = "", dict[str, str]()
+    for number, value in tensor.fields():
+        if number == 8 and isinstance(value, _Span):
+            name = value.text()
+        elif number == 13 and isinstance(value, _Span):
+            entries.update([_entry(value)])
+    if not entries:
+        return name, ""
+    location = entries.get("location", "")
+    target = path.parent / location
+    if not _is_beside(path, location):
+        raise ModelError(f"{path} keeps weights in {location[:200]!r}, expected a file in its own folder; do not use this file")
+    texts = (entries.get("offset", "0"), entries.get("length", "0"))
+    if not all(text.isascii() and text.isdecimal() and len(text) < 20 for text in texts):
+        raise _MalformedError("an offset or length that is not a number")
+    end = sum(map(int, texts))
+    if not target.is_file():
+        raise ModelError(f"{path} keeps its weights in {location}, which is not beside it; copy both files")
+    if target.stat().st_size < end:
+        raise ModelError(f"{target} has {target.stat().st_size} bytes, expected at least {end}; copy both files again")
+    return name, location
+
+
+def _is_beside(path: Path, location: str) -> bool:
+    """Whether `location` names something in the file's own folder, links followed."""
+    if not location or "\0" in location or Path(location).is_absolute():
+        return False
+    try:
+        return (path.parent / location).resolve().parent == path.parent.resolve()
+    except RuntimeError:  # of links in a circle, before Python 3.13
+        return False
+
+
+def _tensor_info(span: _Span) -> TensorInfo:
+    name, dtype, shape = "", "?", list[int | str]()
+    for number, value in span.fields():
+        if number == 1 and isinstance(value, _Span):
+            name = value.text()
+        elif number == 2 and isinstance(value, _Span):
+            for tensor in _messages(value, 1):
+                for part, inner in tensor.fields():
+                    if part == 1 and isinstance(inner, int):
+                        dtype = DTYPES.get(inner, f"type {inner}")
+                    elif part == 2 and isinstance(inner, _Span):
+                        shape = [_dimension(dimension) for dimension in _messages(inner, 1)]
+    return TensorInfo(name, dtype, tuple(shape))
+
+
+def _messages(span: _Span, wanted: int) -> Iterator[_Span]:
+    for number, value in span.fields():
+        if number == wanted and isinstance(value, _Span):
+            yield value
+
+
+def _dimension(span: _Span) -> int | str:
+    for number, value in span.fields():
+        if number == 1 and isinstance(value, int):
+            return value if value < 1 << 63 else "?"  # a negative number: some exporters mean by -1 that it is free
+        if number == 2 and isinstance(value, _Span):
+            return value.text()
+    return "?"

@@ -1,0 +1,185 @@
+"""Does a file still compute what PyTorch computed? Judged by the noise floor (docs/parity.md).
+
+The reference is PyTorch in float64; the floor is PyTorch's own float32 error against it. An artefact passes when its error stays
+within a small multiple of the floor, at every batch size. NaN or Inf anywhere fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_runtime.errors import InputError, ModelError
+from vit_runtime.golden import golden_images, project
+from vit_runtime.manifest import Error, Golden, Limits, Manifest
+from vit_runtime.preprocess import normalize
+
+# One image, batches that divide nothing, and one that is no batch anybody traces with by habit.
+BATCH_SIZES = (1, 2, 3, 7, 4)
+# Another order of summation gives 0.8 to 1.4 times the floor; a real fault starts at hundreds. `max` is a single number's error,
+# an extreme value, which scatters more than a mean does: 0.8 to 2.8 times its floor.
+FLOAT32_LIMITS = Limits(rms=2.0, max=8.0)
+ENOUGH = 500  # numbers that make the root mean square of an error steady to a few per cent
+
+Array = npt.NDArray[Any]
+Run = Callable[[npt.NDArray[np.float32]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One output at one batch size: its error, the same in units of the floor, and the verdict."""
+
+    provider: str
+    batch_size: int
+    output: str
+    error: Error
+    rms_floors: float
+    max_floors: float
+    passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; a NaN, which JSON has not, is null."""
+        return {
+            "provider": self.provider,
+            "batch_size": self.batch_size,
+            "output": self.output,
+            "rms": _finite(self.error.rms),
+            "max": _finite(self.error.max),
+            "rms_floors": _finite(self.rms_floors),
+            "max_floors": _finite(self.max_floors),
+            "passed": self.passed,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every check, and the limits in multiples of the floor that they were judged by."""
+
+    limits: Limits
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were checks and each of them passed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def worst(self) -> Check:
+        """The check with the largest error in floors; a NaN counts as the largest."""
+        return max(self.checks, key=lambda check: check.rms_floors if np.isfinite(check.rms_floors) else np.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "passed": self.passed,
+            "limits": {"rms": self.limits.rms, "max": self.limits.max},
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+
+def measure(expected: Array, actual: Array, scale: float) -> Error:
+    """The error of `actual` against `expected`, arrays of one shape, in units of `scale`; NaN or Inf in them gives NaN or Inf.
+
+    Raises: InputError for different shapes.
+    """
+    if np.shape(expected) != np.shape(actual):
+        raise InputError(f"got numbers of shape {np.shape(actual)}, expected {np.shape(expected)}; compare outputs of the same network")
+    with np.errstate(invalid="ignore"):  # Inf against Inf is NaN, which fails every limit
+        difference = np.asarray(actual, np.float64) - np.asarray(expected, np.float64)
+    return Error(float(np.sqrt(np.mean(np.square(difference)))) / scale, float(np.max(np.abs(difference), initial=0.0)) / scale)
+
+
+def scale_of(expected: Array) -> float:
+    """The root mean square of a reference, the unit of its errors."""
+    return float(np.sqrt(np.mean(np.square(np.asarray(expected, np.float64))))) or 1.0
+
+
+def golden_inputs(manifest: Manifest, golden: Golden) -> npt.NDArray[np.float32]:
+    """The golden images as pixel values, float32 (images, 3, H, W)."""
+    return normalize(golden_images(golden.seed, golden.images, *manifest.image_size), manifest.preprocessing)
+
+
+def check_record(
+    run: Run, manifest: Manifest, provider: str, batch_sizes: Sequence[int] = BATCH_SIZES, limits: Limits | None = None
+) -> Report:
+    """Run the file's golden inputs at each batch size and hold the outputs against its golden record.
+
+    Each batch size runs until 500 numbers of every output, or every golden image, have been compared.
+    Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
+    """
+    golden, limits = manifest.golden, limits or (manifest.parity.limits if manifest.parity else FLOAT32_LIMITS)
+    if golden is None:
+        raise ModelError("the file has no golden record, so it cannot be checked by itself; export it without --no-verify")
+    _check_batch_sizes(batch_sizes)
+    inputs = golden_inputs(manifest, golden)
+    checks = list[Check]()
+    for batch_size in batch_sizes:
+        rows = batches(golden, batch_size)
+        outputs = [reduce_outputs(run(inputs[batch]), golden) for batch in rows]
+        order = np.concatenate(rows)
+        for name, expected in golden.expected.items():
+            error = measure(expected[order], np.concatenate([output[name] for output in outputs]), scale_of(expected))
+            checks.append(judge(provider, batch_size, name, error, golden.floor[name], limits))
+    return Report(limits, tuple(checks))
+
+
+def compare(run_a: Run, run_b: Run, manifest: Manifest, names: tuple[str, str], batch_sizes: Sequence[int] = BATCH_SIZES) -> Report:
+    """Hold one provider's outputs for the golden inputs against another's.
+
+    Each may be as far from the truth as the limits allow, on either side of it, so twice that is allowed between them.
+    Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
+    """
+    golden = manifest.golden
+    if golden is None:
+        raise ModelError("the file has no golden record, so there is no floor to judge by; export it without --no-verify")
+    _check_batch_sizes(batch_sizes)
+    single = manifest.parity.limits if manifest.parity else FLOAT32_LIMITS
+    limits = Limits(2 * single.rms, 2 * single.max)
+    inputs = golden_inputs(manifest, golden)
+    checks = list[Check]()
+    for batch_size in batch_sizes:
+        rows = batches(golden, batch_size)
+        pairs = [(reduce_outputs(run_a(inputs[batch]), golden), reduce_outputs(run_b(inputs[batch]), golden)) for batch in rows]
+        for name, expected in golden.expected.items():
+            a, b = (np.concatenate([pair[side][name] for pair in pairs]) for side in (0, 1))
+            error = measure(a, b, scale_of(expected))
+            checks.append(judge(" against ".join(reversed(names)), batch_size, name, error, golden.floor[name], limits))
+    return Report(limits, tuple(checks))
+
+
+def batches(golden: Golden, batch_size: int) -> list[Array]:
+    """Which golden images make up each batch of a check; the images are taken round and round."""
+    per_image = min(values[0].size for values in golden.expected.values())
+    wanted = min(golden.images, -(-ENOUGH // per_image))
+    count = -(-wanted // batch_size)
+    return [np.arange(index * batch_size, (index + 1) * batch_size) % golden.images for index in range(count)]
+
+
+def reduce_outputs(outputs: Mapping[str, Array], golden: Golden) -> dict[str, Array]:
+    """The outputs as the golden record stores them: large ones projected. Raises: InputError if one is missing."""
+    if missing := golden.expected.keys() - outputs.keys():
+        raise InputError(f"got outputs {sorted(outputs)}, expected also {sorted(missing)}; compare files with the same outputs")
+    return {
+        name: project(outputs[name], golden.seed, name, golden.projected[name]) if name in golden.projected else outputs[name]
+        for name in golden.expected
+    }
+
+
+def judge(provider: str, batch_size: int, output: str, error: Error, floor: Error, limits: Limits) -> Check:
+    """The verdict on one error: within `limits` times the floor, NaN never."""
+    rms, largest = error.rms / floor.rms, error.max / floor.max
+    passed = bool(rms <= limits.rms and largest <= limits.max)
+    return Check(provider, batch_size, output, error, rms, largest, passed)
+
+
+def _check_batch_sizes(batch_sizes: Sequence[int]) -> None:
+    if min(batch_sizes, default=0) < 1:
+        raise InputError(f"got batch sizes {list(batch_sizes)}, expected whole numbers of at least 1")
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

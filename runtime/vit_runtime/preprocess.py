@@ -1,0 +1,302 @@
+"""From a picture to the model's input tensor, by the recipe that the model file carries: resize, crop, rescale, normalize.
+
+Letters: B pictures, H x W the height and width that the model takes. Pillow resizes, on 8 bits, because the reference pipelines do;
+the arithmetic after it has 256 possible inputs per channel, so it is a table, computed once in float64 and therefore the same
+bits on every machine. Not here: decoding (images.py).
+"""
+
+import os
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_runtime.errors import ImageError, InputError, ModelError
+from vit_runtime.images import ImageInput, open_rgb
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["ExactResize", "Preprocessing", "ShortestEdgeResize", "normalize", "pixel_values", "preprocess", "resize_and_crop"]
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # the names of Pillow's filters, in lower case
+
+MAX_SIDE = 65536
+MAX_PIXELS = 2**26  # 8192 x 8192: no ViT comes near; a file that asks for more wants the machine's memory, not a prediction
+
+Triple: TypeAlias = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ExactResize:
+    """Resize to `height` x `width` pixels, whatever the picture's aspect ratio."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        """Raises: InputError."""
+        _check_size(self.height, self.width, "resize")
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing a picture of `height` x `width` pixels."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True)
+class ShortestEdgeResize:
+    """Resize so that the shorter edge has `edge` pixels and the aspect ratio stays."""
+
+    edge: int
+
+    def __post_init__(self) -> None:
+        """Raises: InputError."""
+        _check_side(self.edge, "resize.edge")
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing a picture of `height` x `width` pixels; the longer edge is rounded down.
+
+        torchvision's `Resize(edge)` and transformers' `get_resize_output_image_size(default_to_square=False)` round the same way.
+        """
+        if width <= height:
+            return int(self.edge * height / width), self.edge
+        return self.edge, int(self.edge * width / height)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an RGB picture before the model sees it; checked when built.
+
+    resize: `ExactResize`, or `ShortestEdgeResize`, which needs a crop: without one the size would depend on the picture.
+    interpolation: one of `INTERPOLATIONS`, Pillow's filters, which widen their support when they shrink (antialias).
+    crop: (height, width) cut from the middle after resizing, zeros around where the picture is smaller; None leaves it out.
+    rescale, mean, std: a channel's value v, 0..255, becomes (v * rescale - mean) / std; mean and std in the order R, G, B.
+
+    Raises: InputError, naming the field, what was given and what was expected.
+    """
+
+    resize: ExactResize | ShortestEdgeResize
+    interpolation: str
+    crop: tuple[int, int] | None
+    rescale: float
+    mean: Triple
+    std: Triple
+
+    def __post_init__(self) -> None:
+        """Raises: InputError."""
+        if self.interpolation not in INTERPOLATIONS:
+            raise _unlike("interpolation", self.interpolation, f"one of {', '.join(INTERPOLATIONS)}")
+        if self.crop is not None:
+            _check_size(*self.crop, "crop")
+        elif isinstance(self.resize, ShortestEdgeResize):
+            raise _unlike("crop", None, "a height and width, because shortest_edge alone leaves the size to the picture")
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3:
+                raise _unlike(field, values, "three numbers")
+            for index, value in enumerate(values):
+                _check_number(value, f"{field}[{index}]", nonzero=field == "std")
+        _check_number(self.rescale, "rescale", nonzero=True)
+        if not np.isfinite(self.table).all():
+            raise _unlike("rescale, mean and std", (self.rescale, self.mean, self.std), "values that float32 can hold after normalizing")
+
+    @classmethod
+    def paper(cls, height: int, width: int) -> "Preprocessing":
+        """The recipe of the ViT paper's own code and of Hugging Face's ViT: squeeze to size, bilinear, [-1, 1]. Raises InputError."""
+        half = (0.5, 0.5, 0.5)
+        return cls(ExactResize(height, width), "bilinear", None, 1 / 255, half, half)
+
+    @classmethod
+    def from_dict(cls, document: object) -> "Preprocessing":
+        """Read the JSON form that `to_dict` writes, trusting nothing in it: every key has to be there, and no other.
+
+        Raises: ModelError, naming the field, what was found and what was expected.
+        """
+        try:
+            return _parse(document)
+        except InputError as error:
+            raise ModelError(f"the model file's preprocessing cannot be used: {error}; export the file again") from error
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form that a model file carries; `from_dict` gives back an equal object."""
+        if isinstance(self.resize, ExactResize):
+            resize: dict[str, object] = {"mode": "exact", "height": self.resize.height, "width": self.resize.width}
+        else:
+            resize = {"mode": "shortest_edge", "edge": self.resize.edge}
+        return {
+            "color": "RGB",
+            "resize": resize,
+            "interpolation": self.interpolation,
+            "crop": None if self.crop is None else {"height": self.crop[0], "width": self.crop[1]},
+            "rescale": self.rescale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "in_graph": [],
+        }
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of what comes out, the same for every picture."""
+        if self.crop is not None:
+            return self.crop
+        return self.resize.size_of(1, 1)  # ExactResize, for which the picture's size does not matter
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.float32]:
+        """Float32 (3, 256), read-only: what each 8-bit value becomes in channel R, G, B. Computed in float64, rounded once at the end."""
+        values = np.arange(256, dtype=np.float64)
+        mean, std = np.array(self.mean, np.float64)[:, None], np.array(self.std, np.float64)[:, None]  # (3, 1)
+        with np.errstate(all="ignore"):  # what overflows here is refused when the object is built
+            table = ((values * self.rescale - mean) / std).astype(np.float32)  # (3, 256)
+        table.flags.writeable = False
+        return table
+
+
+def resize_and_crop(image: ImageInput, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Decode, resize and crop one picture; returns uint8 (H, W, 3), RGB, what `normalize` takes.
+
+    Raises: ImageError, InputError as `open_rgb`; ImageError too where a very thin picture would grow beyond `MAX_PIXELS`.
+    """
+    from PIL import Image
+
+    rgb = open_rgb(image)
+    height, width = spec.resize.size_of(rgb.height, rgb.width)
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"got a picture of {rgb.width} x {rgb.height} pixels, which would be {width} x {height} once its shorter edge fits, "
+            f"expected at most {MAX_PIXELS} pixels; crop it to a less extreme aspect ratio first"
+        )
+    rgb = rgb.resize((width, height), Image.Resampling[spec.interpolation.upper()])
+    if spec.crop is not None:
+        rgb = _center_crop(rgb, *spec.crop)
+    pixels: npt.NDArray[np.uint8] = np.array(rgb, dtype=np.uint8)
+    return pixels  # (H, W, 3)
+
+
+def normalize(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """Rescale and normalize pictures that have the model's size; uint8 (B, H, W, 3) to a contiguous float32 (B, 3, H, W).
+
+    Raises: InputError for another shape or dtype.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise InputError(
+            f"got pixels of shape {pixels.shape} and dtype {pixels.dtype}, expected (B, H, W, 3) uint8; "
+            "make them with vit_runtime.preprocess.resize_and_crop"
+        )
+    batch, height, width, _ = pixels.shape
+    values = np.empty((batch, 3, height, width), np.float32)
+    for image in range(batch):  # a plane at a time stays in the cache: five times faster than the whole batch at once
+        for channel in range(3):
+            # a uint8 is always inside the table, so "wrap" never wraps: it spares the bounds check and a copy of the output
+            np.take(spec.table[channel], pixels[image, :, :, channel], out=values[image, channel], mode="wrap")
+    return values  # (B, 3, H, W)
+
+
+def preprocess(image: ImageInput, spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """One picture as the model wants it; returns a contiguous float32 (3, H, W). Raises ImageError and InputError as `open_rgb`."""
+    values: npt.NDArray[np.float32] = normalize(resize_and_crop(image, spec)[None], spec)[0]
+    return values  # (3, H, W)
+
+
+def pixel_values(images: Iterable[ImageInput], spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """Pictures, of any sizes, as one batch; returns a contiguous float32 (B, 3, H, W).
+
+    Raises: ImageError and InputError as `open_rgb`; InputError for no picture at all, or for one that is not in a list.
+    """
+    from PIL import Image
+
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+        raise InputError(f"got a single image of type {type(images).__qualname__}, expected a list of images; put it in a list")
+    pixels = [resize_and_crop(image, spec) for image in images]
+    if not pixels:
+        raise InputError("got no images, expected at least one; check what the list was made from")
+    return normalize(np.stack(pixels), spec)
+
+
+def _center_crop(image: "PIL.Image.Image", height: int, width: int) -> "PIL.Image.Image":
+    """Cut `height` x `width` from the middle; where the picture is smaller, zeros surround it.
+
+    `//` rounds towards minus infinity: of an odd difference the larger half is cut off below and right, or padded above and left.
+    transformers' `center_crop` does the same.
+    """
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))  # Pillow fills what lies outside with zeros
+
+
+# ---- an untrusted document -----------------------------------------------------------------------------------------------------------
+
+
+def _parse(document: object) -> Preprocessing:
+    fields = _object(document, "preprocessing", ("color", "resize", "interpolation", "crop", "rescale", "mean", "std", "in_graph"))
+    if fields["color"] != "RGB":
+        raise _unlike("color", fields["color"], "'RGB'")
+    if fields["in_graph"] != []:
+        raise _unlike("in_graph", fields["in_graph"], "[], because this runtime does every step itself")
+    crop = None
+    if fields["crop"] is not None:
+        sides = _object(fields["crop"], "crop", ("height", "width"))
+        crop = (_check_side(sides["height"], "crop.height"), _check_side(sides["width"], "crop.width"))
+    return Preprocessing(
+        resize=_parse_resize(fields["resize"]),
+        interpolation=_string(fields["interpolation"], "interpolation"),
+        crop=crop,
+        rescale=_check_number(fields["rescale"], "rescale", nonzero=True),
+        mean=_triple(fields["mean"], "mean"),
+        std=_triple(fields["std"], "std"),
+    )
+
+
+def _parse_resize(value: object) -> ExactResize | ShortestEdgeResize:
+    mode = value.get("mode") if isinstance(value, dict) else None
+    if mode == "exact":
+        sides = _object(value, "resize", ("mode", "height", "width"))
+        return ExactResize(_check_side(sides["height"], "resize.height"), _check_side(sides["width"], "resize.width"))
+    if mode == "shortest_edge":
+        return ShortestEdgeResize(_check_side(_object(value, "resize", ("mode", "edge"))["edge"], "resize.edge"))
+    raise _unlike("resize", value, "an object whose mode is 'exact' or 'shortest_edge'")
+
+
+def _object(value: object, field: str, keys: tuple[str, ...]) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise _unlike(field, value, f"an object with {', '.join(keys)}")
+    if set(value) != set(keys):
+        missing, extra = sorted(set(keys) - set(value)), sorted(map(str, set(value) - set(keys)))
+        raise InputError(f"got {field} without {missing or 'nothing'} and with unknown {extra or 'nothing'}, expected {', '.join(keys)}")
+    return value
+
+
+def _string(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise _unlike(field, value, "a string")
+    return value
+
+
+def _triple(value: object, field: str) -> Triple:
+    if not isinstance(value, list) or len(value) != 3:
+        raise _unlike(field, value, "a list of three numbers")
+    red, green, blue = (_check_number(item, f"{field}[{index}]", nonzero=False) for index, item in enumerate(value))
+    return red, green, blue
+
+
+def _check_number(value: object, field: str, *, nonzero: bool) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e38 and (value or not nonzero):
+        return float(value)  # 1e38: the largest float32, near enough; NaN fails the comparison
+    raise _unlike(field, value, "a finite number" + " other than 0" * nonzero)
+
+
+def _check_side(value: object, field: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE:
+        return value
+    raise _unlike(field, value, f"a whole number from 1 to {MAX_SIDE}")
+
+
+def _check_size(height: object, width: object, field: str) -> None:
+    if _check_side(height, f"{field}.height") * _check_side(width, f"{field}.width") > MAX_PIXELS:
+        raise _unlike(field, (height, width), f"at most {MAX_PIXELS} pixels in all")
+
+
+def _unlike(field: str, value: object, expected: str) -> InputError:
+    return InputError(f"got {field} = {reprlib.repr(value)}, expected {expected}")

@@ -1,0 +1,191 @@
+"""What vit-doctor tells about this machine, and about installations that are broken: folders written by each test."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import vit_runtime
+from vit_runtime.cli.doctor import main
+from vit_runtime.doctor import Diagnosis, Finding, diagnose
+from vit_runtime.providers import PROVIDERS, Probe
+from vit_runtime.threads import cpu_budget
+
+
+@pytest.fixture(scope="module")
+def diagnosis():
+    return diagnose()
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder from which vit-doctor runs, with numpy, click and pillow but no onnxruntime; the tests add to it."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    installed = [Path(next(iter(vit_runtime.__path__))).parent, Path(np.__file__).parents[1]]
+    for package in ("vit_runtime", "numpy", "numpy.libs", "click", "PIL"):
+        if source := next((path / package for path in installed if (path / package).is_dir()), None):
+            (folder / package).symlink_to(source.resolve())
+    for package in ("numpy", "click", "pillow"):
+        record(folder, package, metadata.version(package))
+    return folder
+
+
+def record(folder, name, version, top_level=""):
+    """The record that pip leaves of a package."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
+    (info / "top_level.txt").write_text(f"{top_level or name}\n")
+
+
+def link_onnxruntime(folder):
+    (folder / "onnxruntime").symlink_to(Path(np.__file__).parents[1] / "onnxruntime")
+
+
+def doctor(folder, *arguments):
+    code = f"import sys; sys.path.append({str(folder)!r}); from vit_runtime.cli.doctor import main; main(prog_name='vit-doctor')"
+    return subprocess.run([sys.executable, "-I", "-S", "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def findings(document):
+    return {item["name"]: item for item in document["findings"]}
+
+
+# --- this machine
+
+
+def test_the_machine_is_described(diagnosis):
+    budget = cpu_budget()
+    machine = diagnosis.machine
+    assert (machine.logical_cpus, machine.physical_cores, machine.threads) == (budget.logical, budget.physical, budget.cores)
+    assert machine.cpu
+    assert machine.python.endswith(".".join(map(str, sys.version_info[:3])))
+
+
+def test_installed_packages_come_with_their_versions(diagnosis):
+    found = {item.name: item for item in diagnosis.findings}
+    for name in ("numpy", "click", "pillow"):
+        assert found[name] == Finding(name, "ok", metadata.version(name))
+
+
+def test_every_provider_is_probed(diagnosis):
+    assert [tried.name for tried in diagnosis.providers] == list(PROVIDERS)
+    assert diagnosis.providers[0].works
+
+
+def test_whatever_is_not_ok_says_what_to_do(diagnosis):
+    for item in diagnosis.everything:
+        assert (item.status == "ok") == (item.remedy == "")
+
+
+def test_the_command_agrees_with_the_diagnosis(diagnosis):
+    answer = CliRunner().invoke(main, [])
+    assert answer.exit_code == (0 if diagnosis.ok else 4)
+    assert answer.stderr == ""
+    for item in diagnosis.everything:
+        assert f"{item.status:<8} {item.name}" in answer.stdout
+
+
+def test_json_is_one_document_and_nothing_else():
+    answer = CliRunner().invoke(main, ["--json"])
+    document = json.loads(answer.stdout)
+    assert list(document) == ["ok", "machine", "findings", "providers"]
+    assert answer.exit_code == (0 if document["ok"] else 4)
+    assert answer.stderr == ""
+
+
+def test_help_has_an_example():
+    answer = CliRunner().invoke(main, ["--help"])
+    assert answer.exit_code == 0
+    assert "Example: vit-doctor" in answer.stdout
+
+
+# --- what counts as failure
+
+
+def test_what_is_missing_is_no_failure_but_the_cpu_provider(diagnosis):
+    missing, works = Finding("torch", "missing", "not installed", "install it"), Probe("cpu", "ok", "", "")
+    assert Diagnosis(diagnosis.machine, (missing,), (works, Probe("cuda", "missing", "no GPU", "buy one"))).ok
+    assert not Diagnosis(diagnosis.machine, (), (Probe("cpu", "missing", "no onnxruntime", "install it"),)).ok
+
+
+def test_anything_broken_is_a_failure(diagnosis):
+    works = Probe("cpu", "ok", "", "")
+    assert not Diagnosis(diagnosis.machine, (), (works, Probe("cuda", "broken", "crashes", "reinstall"))).ok
+    assert not Diagnosis(diagnosis.machine, (Finding("onnxruntime", "broken", "twice", "reinstall"),), (works,)).ok
+
+
+# --- other installations
+
+
+def test_with_onnxruntime_alone_all_is_well_and_the_extra_for_exporting_is_named(site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    answer = doctor(site)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert 'torch, onnx, onnx-ir, onnxscript, onnxsim, safetensors: run: pip install "vit-deploy[export]"' in answer.stdout
+    assert doctor(site, "-q").stdout == ""
+
+
+def test_without_onnxruntime_the_exit_code_is_4_and_the_extra_is_named(site):
+    answer = doctor(site, "--json")
+    assert (answer.returncode, answer.stderr) == (4, "")
+    document = json.loads(answer.stdout)
+    assert not document["ok"]
+    assert findings(document)["onnxruntime"]["status"] == "missing"
+    assert {tried["reason"] for tried in document["providers"]} == {"onnxruntime is not installed"}
+    quiet = doctor(site, "-q")
+    assert quiet.stdout == ""
+    assert quiet.stderr == 'cpu: onnxruntime is not installed; run: pip install "vit-deploy[cpu]" (or "vit-deploy[gpu]", never both)\n'
+
+
+def test_two_onnxruntime_wheels_are_broken_and_the_remedy_is_told_once(site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    record(site, "onnxruntime_gpu", "1.31.1", "onnxruntime")
+    answer = doctor(site)
+    assert (answer.returncode, answer.stderr) == (4, "")
+    assert answer.stdout.count("pip uninstall -y onnxruntime onnxruntime-gpu && pip install") == 1
+
+
+def test_a_gutted_onnxruntime_is_broken(site):
+    (site / "onnxruntime").mkdir()
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    answer = doctor(site, "--json")
+    assert answer.returncode == 4
+    found = findings(json.loads(answer.stdout))["onnxruntime"]
+    assert (found["status"], found["remedy"][:36]) == ("broken", "run: pip uninstall -y onnxruntime &&")
+
+
+def test_tensorrt_11_beside_onnxruntime_gpu_is_a_conflict(site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime_gpu", "1.31.1", "onnxruntime")
+    record(site, "tensorrt", "11.1.0.106")
+    answer = doctor(site, "--json")
+    assert answer.returncode == 4
+    found = findings(json.loads(answer.stdout))["tensorrt"]
+    assert (found["status"], found["detail"]) == ("broken", "11.1.0.106 is installed, onnxruntime-gpu needs TensorRT 10")
+    assert found["remedy"] == 'run: pip uninstall -y tensorrt && pip install "tensorrt-cu13>=10.13.2,<11"'
+
+
+def test_tensorrt_11_beside_the_cpu_wheel_disturbs_nobody(site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    record(site, "tensorrt", "11.1.0.106")
+    assert doctor(site).returncode == 0
+
+
+def test_a_missing_base_package_is_broken(site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    for file in (info := next(site.glob("pillow-*.dist-info"))).iterdir():
+        file.unlink()
+    info.rmdir()
+    answer = doctor(site, "--json")
+    assert (answer.returncode, findings(json.loads(answer.stdout))["pillow"]["status"]) == (4, "broken")

@@ -1,0 +1,419 @@
+"""The manifest: what is written is what is read, the published schema describes it, and nothing in it is taken on trust."""
+
+import base64
+import copy
+import dataclasses
+import json
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+
+from vit_exporter.writer import append_metadata
+from vit_runtime.errors import ModelError
+from vit_runtime.golden import GENERATOR
+from vit_runtime.manifest import KEY, SCHEMA_FILE, SCHEMA_VERSION, Error, Manifest, Measured, parse_manifest, read_manifest, record_digest
+from vit_runtime.preprocess import Preprocessing, ShortestEdgeResize
+
+Document = dict[str, Any]
+Place = tuple[str | int, ...]
+FILES = ["tiny_model", "tiny_external", "tiny_unverified", "tiny_embedder", "tiny_projected"]
+ACTED_UPON = ("schema_version", "input", "preprocessing", "outputs", "labels", "golden", "parity")
+
+
+@pytest.fixture(scope="session")
+def schema() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def document(tiny_manifest: Manifest) -> Document:
+    """A manifest as JSON values, to be damaged; short, so that thousands of variants are parsed in a second."""
+    document: Document = json.loads(tiny_manifest.to_json())
+    document["parity"]["measured"] = document["parity"]["measured"][:1]
+    for name in ("tokens", "attention"):
+        document["outputs"] = [output for output in document["outputs"] if output["name"] != name]
+        del document["golden"]["outputs"][name]
+    document["golden"]["sha256"] = record_digest(document["golden"])
+    return document
+
+
+def places(value: Any, place: Place = ()) -> Iterator[Place]:
+    """Every entry of a document, by the keys and positions that lead to it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*place, key)
+        yield from places(inner, (*place, key))
+
+
+def parent(document: Any, place: Place) -> Any:
+    for key in place[:-1]:
+        document = document[key]
+    return document
+
+
+def changed(document: Document, place: Place, value: Any) -> Document:
+    """A copy with another value at `place`; the golden record's digest is made to fit, as who forges one would do."""
+    result = copy.deepcopy(document)
+    parent(result, place)[place[-1]] = value
+    return fitting(result)
+
+
+def without(document: Document, place: Place) -> Document:
+    result = copy.deepcopy(document)
+    del parent(result, place)[place[-1]]
+    return fitting(result)
+
+
+def fitting(document: Document) -> Document:
+    golden = document.get("golden")
+    if isinstance(golden, dict) and isinstance(golden.get("sha256"), str):
+        golden["sha256"] = record_digest(golden)
+    return document
+
+
+def refused(document: Any) -> str:
+    """The message that a document is refused with, one line; "" if it is accepted. Any other exception ends the test."""
+    try:
+        parse_manifest(document)
+    except ModelError as error:
+        if "\n" in str(error):
+            pytest.fail(f"more than one line: {error}")
+        return str(error)
+    return ""
+
+
+def file_with(model: Path, folder: Path, text: str) -> Path:
+    """A copy of `model` with this text for a manifest."""
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=KEY, value=text)
+    path = folder / "changed.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+# ---- writing and reading -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixture", FILES)
+def test_every_exported_manifest_fits_the_published_schema(
+    fixture: str, schema: jsonschema.Draft202012Validator, request: pytest.FixtureRequest
+):
+    manifest, file = read_manifest(request.getfixturevalue(fixture))
+    schema.validate(json.loads(file.metadata[KEY]))
+    schema.validate(manifest.to_dict())
+
+
+@pytest.mark.parametrize("fixture", FILES)
+def test_a_manifest_that_is_read_and_written_again_is_the_same_text(fixture: str, request: pytest.FixtureRequest):
+    manifest, file = read_manifest(request.getfixturevalue(fixture))
+    assert manifest.to_json() == file.metadata[KEY]
+    assert parse_manifest(json.loads(manifest.to_json())).to_json() == manifest.to_json()
+
+
+def test_the_golden_numbers_survive_bit_for_bit(tiny_manifest: Manifest):
+    assert tiny_manifest.golden is not None
+    again = parse_manifest(json.loads(tiny_manifest.to_json())).golden
+    assert again is not None
+    for name, values in tiny_manifest.golden.expected.items():
+        assert values.dtype == np.float32
+        assert again.expected[name].tobytes() == values.tobytes()
+    assert again.floor == tiny_manifest.golden.floor
+
+
+def test_large_outputs_are_recorded_as_projections(tiny_projected: Path):
+    golden = read_manifest(tiny_projected)[0].golden
+    assert golden is not None
+    assert golden.projected == {"tokens": 256}
+    assert golden.expected["tokens"].shape == (golden.images, 256)
+
+
+def test_a_manifest_with_a_crop_and_names_in_any_script_survives(
+    tiny_manifest: Manifest, schema: jsonschema.Draft202012Validator, tiny_model: Path, tmp_path: Path
+):
+    steps = Preprocessing(ShortestEdgeResize(36), "bicubic", (32, 32), 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    labels = ("Ameise", "ñandú", "猫", "🐕", "", 'with "quotes"', "a\ttab", "ß", "ω", "-")
+    manifest = dataclasses.replace(tiny_manifest, preprocessing=steps, labels=labels)
+    schema.validate(json.loads(manifest.to_json()))
+    read, _ = read_manifest(file_with(tiny_model, tmp_path, manifest.to_json()))
+    assert read.labels == labels
+    assert read.preprocessing == steps
+
+
+def test_the_same_manifest_is_the_same_bytes_whatever_the_order_of_its_entries(document: Document):
+    def reverse(value: Any) -> Any:
+        return {key: reverse(inner) for key, inner in reversed(value.items())} if isinstance(value, dict) else value
+
+    assert list(reverse(document)) != list(document)
+    assert parse_manifest(reverse(document)).to_json() == parse_manifest(document).to_json()
+
+
+@pytest.mark.parametrize("fixture", FILES)
+def test_no_path_host_name_or_time_is_in_a_manifest(fixture: str, request: pytest.FixtureRequest):
+    path: Path = request.getfixturevalue(fixture)
+    manifest, _ = read_manifest(path)
+    document = manifest.to_dict()
+    for output in (document["golden"] or {"outputs": {}})["outputs"].values():
+        output["data"] = ""  # base64 has slashes and any letters
+    text = json.dumps(document)
+    assert socket.gethostname() not in text
+    assert not re.search(r"\b(19|20)\d\d-\d\d-\d\d|\b\d\d:\d\d:\d\d\b|\b1[5-9]\d{8}\b", text)
+    for word in (str(path.parent), str(Path.home()), "/tmp", ".onnx", "\\\\"):
+        assert word not in text
+
+
+def test_a_manifest_can_be_read_with_the_onnx_package_alone(tiny_model: Path, tiny_manifest: Manifest):
+    model = onnx.load(tiny_model, load_external_data=False)
+    assert json.loads(next(entry.value for entry in model.metadata_props if entry.key == "vit_deploy")) == tiny_manifest.to_dict()
+
+
+# ---- the schema ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_and_its_page_describe_every_entry(schema: jsonschema.Draft202012Validator):
+    jsonschema.Draft202012Validator.check_schema(schema.schema)
+
+    def properties(node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict):
+            if isinstance(node.get("additionalProperties"), bool):
+                yield from node["properties"].items()
+            for inner in node.values():
+                yield from properties(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                yield from properties(inner)
+
+    entries = list(properties(schema.schema))
+    assert len(entries) > 60
+    assert not [name for name, entry in entries if not entry.get("description", "").strip()]
+    words = set(re.findall(r"\w+", (Path(__file__).parents[2] / "docs" / "manifest.md").read_text(encoding="utf-8")))
+    assert {name for name, _ in entries} <= words
+
+
+def test_the_schema_has_the_version_and_generator_that_are_written(schema: jsonschema.Draft202012Validator, document: Document):
+    assert (document["schema_version"], document["golden"]["generator"]) == (SCHEMA_VERSION, GENERATOR)
+    schema.validate(document)
+
+
+def test_the_schema_refuses_a_document_without_any_one_of_its_entries(schema: jsonschema.Draft202012Validator, document: Document):
+    free = {("build", "tools"), ("golden", "outputs")}
+    for place in places(document):
+        if isinstance(place[-1], str) and place[:-1] not in free:
+            assert not schema.is_valid(without(document, place)), place
+
+
+def test_the_schema_refuses_entries_that_it_does_not_know(schema: jsonschema.Draft202012Validator, document: Document):
+    for place in [(), *places(document)]:
+        holder = document if not place else parent(document, place)[place[-1]]
+        if isinstance(holder, dict) and place not in {("build", "tools"), ("golden", "outputs")}:
+            assert not schema.is_valid(changed(document, (*place, "junk"), 1)), place
+
+
+def test_the_schema_lets_more_tools_be_named(schema: jsonschema.Draft202012Validator, document: Document):
+    for version in ("1.2", None):
+        assert schema.is_valid(changed(document, ("build", "tools", "something"), version))
+    assert not schema.is_valid(changed(document, ("build", "tools", "something"), 1))
+
+
+@pytest.mark.parametrize("junk", [None, [], 1, "x", {}, {"schema_version": 1}])
+def test_the_schema_refuses_junk(junk: object, schema: jsonschema.Draft202012Validator):
+    assert not schema.is_valid(junk)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema_version",), 2),
+        (("input", "shape"), ["batch", 1, 32, 32]),
+        (("input", "shape"), ["batch", 3, 32]),
+        (("input", "layout"), "NHWC"),
+        (("outputs",), []),
+        (("outputs", 0, "shape"), [1, 10]),
+        (("preprocessing", "std"), [0.5, 0, 0.5]),
+        (("preprocessing", "resize"), {"mode": "shortest_edge", "edge": 36}),
+        (("preprocessing", "interpolation"), "nearest-ish"),
+        (("checkpoint", "sha256"), "ABC"),
+        (("model", "pool"), "max"),
+        (("golden", "images"), 65),
+        (("golden", "outputs", "logits", "data"), "no base64!"),
+        (("golden", "outputs", "logits", "floor", "rms"), 0),
+        (("golden",), None),
+        (("parity", "limits", "rms"), -1),
+    ],
+)
+def test_the_schema_refuses_values_that_cannot_be(place: Place, value: object, schema: jsonschema.Draft202012Validator, document: Document):
+    assert not schema.is_valid(changed(document, place, value))
+
+
+# ---- damaged and hostile manifests ---------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_version_is_told_to_upgrade(document: Document):
+    words = "got manifest version 2, this vit-deploy reads up to 1; upgrade with `pip install -U vit-deploy`"
+    assert refused({"schema_version": 2}) == words
+    assert refused(changed(document, ("schema_version",), 2)) == words
+    assert "expected 1" in refused(changed(document, ("schema_version",), 0))
+
+
+def test_an_entry_that_is_missing_is_named_and_never_a_surprise(document: Document):
+    for place in places(document):
+        message = refused(without(document, place))
+        if place[0] in ACTED_UPON and isinstance(place[-1], str) and len(place) > 1 and place[0] != "preprocessing":
+            assert message, place
+        if len(place) == 1:
+            assert str(place[0]) in message, place
+
+
+def test_an_entry_of_another_kind_is_refused_or_used_and_never_a_surprise(document: Document):
+    tried = 0
+    for place in places(document):
+        for value in (None, -1, 0, 1.5, "x", [], {}, True, [None], 10**400, float("nan"), float("inf"), "\ud800"):
+            tried += 1
+            refused(changed(document, place, value))
+    assert tried > 1000
+
+
+@pytest.mark.parametrize("junk", [None, True, 3, 1.5, "text", [], [1], {}])
+def test_json_that_is_no_manifest_is_refused(junk: object):
+    assert refused(junk)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"schema_version": 1e999}', "9" * 10_000, "NaN", "null", "\0"], ids=lambda text: text[:8]
+)
+def test_text_that_is_no_manifest_is_refused_with_the_files_name(text: str, tiny_model: Path, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"changed\.onnx: "):
+        read_manifest(file_with(tiny_model, tmp_path, text))
+
+
+def test_an_onnx_file_that_is_not_ours_is_told_apart(tiny_model: Path, tmp_path: Path):
+    model = onnx.load(tiny_model)
+    del model.metadata_props[:]
+    path = tmp_path / "other.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelError, match=r"other\.onnx is an ONNX file without a vit_deploy manifest, expected one that `vit-export` wrote"
+    ):
+        read_manifest(path)
+
+
+def test_a_second_manifest_is_refused(tiny_model: Path, tiny_manifest: Manifest, tmp_path: Path):
+    path = Path(shutil.copyfile(tiny_model, tmp_path / "two.onnx"))
+    append_metadata(path, KEY, tiny_manifest.to_json())
+    with pytest.raises(ModelError, match="two metadata entries 'vit_deploy'"):
+        read_manifest(path)
+
+
+# ---- the golden record ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("seed",), 1),
+        (("images",), 3),
+        (("outputs", "logits", "floor", "rms"), 1.0),
+        (("outputs", "logits", "projected"), True),
+        (("outputs", "logits", "shape"), [10, 16]),
+        (("sha256",), "0" * 64),
+    ],
+)
+def test_a_golden_record_that_was_edited_no_longer_fits_its_digest(place: Place, value: object, document: Document):
+    parent(document["golden"], place)[place[-1]] = value
+    assert "its SHA-256 no longer fits" in refused(document)
+
+
+def test_one_changed_bit_in_the_golden_numbers_does_not_fit_the_digest(document: Document):
+    entry = document["golden"]["outputs"]["embedding"]
+    data = bytearray(base64.b64decode(entry["data"]))
+    data[100] ^= 1
+    entry["data"] = base64.b64encode(data).decode()
+    assert "its SHA-256 no longer fits" in refused(document)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda entry: entry.update(data=entry["data"][:-4]), "bytes, expected 640"),
+        (lambda entry: entry.update(data="!" + entry["data"][1:]), "is not base64"),
+        (lambda entry: entry.update(data="ä" + entry["data"][1:]), "is not base64"),
+        (lambda entry: entry.update(shape=[16, 11]), "has shape"),
+        (lambda entry: entry.update(shape=[]), "has shape"),
+        (lambda entry: entry.update(shape=[16], projected=True), "has shape"),
+        (lambda entry: entry.update(shape=[16, 2, 5], projected=True), "has shape"),
+        (lambda entry: entry.update(shape=[16, 1 << 31], projected=True), "bytes, expected"),
+        (lambda entry: entry.update(data=base64.b64encode(np.full(160, np.nan, "<f4").tobytes()).decode()), "has NaN or Inf"),
+        (lambda entry: entry.update(data=base64.b64encode(np.full(160, np.inf, "<f4").tobytes()).decode()), "has NaN or Inf"),
+        (lambda entry: entry["floor"].update(rms=0), "has a floor of 0"),
+        (lambda entry: entry["floor"].update(max=-1e-9), "expected a number of at least 0"),
+    ],
+)
+def test_a_forged_golden_record_is_refused_for_what_is_wrong_in_it(change: Callable[[Any], None], words: str, document: Document):
+    """With a digest that fits: the digest finds damage, these checks keep a hostile record from doing any."""
+    change(document["golden"]["outputs"]["logits"])
+    assert words in refused(fitting(document))
+
+
+def test_a_golden_record_of_an_unknown_generator_is_told_to_upgrade(document: Document):
+    assert "upgrade vit-deploy" in refused(changed(document, ("golden", "generator"), "shapes-2"))
+
+
+@pytest.mark.parametrize("images", [0, -1, 65, 10**9])
+def test_the_number_of_golden_images_is_bounded(images: int, document: Document):
+    assert "expected 1 to 64" in refused(changed(document, ("golden", "images"), images))
+
+
+def test_a_measurement_of_an_output_without_a_record_is_refused(tiny_manifest: Manifest):
+    assert tiny_manifest.parity is not None
+    stray = dataclasses.replace(tiny_manifest.parity, measured=(Measured("cpu", 1, "nothing", Error(0.0, 0.0)),))
+    assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, parity=stray).to_dict())
+    assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, golden=None).to_dict())
+
+
+# ---- a manifest against its graph ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["input"].update(name="image"), "says image float32 .*, its graph has pixel_values float32"),
+        (lambda d: d["outputs"][0].update(name="scores"), "golden record has outputs"),
+        (lambda d: d["outputs"][1].update(shape=["batch", 33]), "golden record's embedding has shape"),
+        (lambda d: d["outputs"][1].update(dtype="float16"), "says embedding float16 .*, its graph has embedding float32"),
+        (lambda d: d["outputs"].reverse(), "its graph has logits"),
+        (lambda d: (d["outputs"].pop(), d["golden"]["outputs"].pop("attention")), "names 4 inputs and outputs, its graph has 5"),
+        (lambda d: d["outputs"].append({**d["outputs"][0]}), "names 6 inputs and outputs, its graph has 5"),
+        (lambda d: d["labels"].pop(), "has 9 labels for 10 logits"),
+        (lambda d: d["preprocessing"]["resize"].update(height=48), r"prepares images of \(48, 32\), but its input is \(32, 32\)"),
+        (lambda d: d["input"].update(shape=["batch", 3, 32, 48]), "but its input is"),
+        (lambda d: d["preprocessing"].update(color="BGR"), "preprocessing cannot be used: got color = 'BGR'"),
+    ],
+)
+def test_a_manifest_that_contradicts_its_graph_or_itself_is_refused(
+    change: Callable[[Document], object], words: str, tiny_model: Path, tiny_manifest: Manifest, tmp_path: Path
+):
+    document: Document = json.loads(tiny_manifest.to_json())
+    change(document)
+    document["parity"]["measured"] = []
+    with pytest.raises(ModelError, match=rf"changed\.onnx: .*{words}.*export"):
+        read_manifest(file_with(tiny_model, tmp_path, json.dumps(fitting(document))))
+
+
+def test_a_manifest_that_moved_to_another_graph_is_refused(tiny_projected: Path, tiny_manifest: Manifest, tmp_path: Path):
+    with pytest.raises(ModelError, match="its manifest"):
+        read_manifest(file_with(tiny_projected, tmp_path, tiny_manifest.to_json()))
+
+
+@pytest.mark.parametrize("name", ["logits", "embedding"])
+def test_logits_and_embedding_are_one_row_an_image(name: str, document: Document):
+    document["golden"] = document["parity"] = document["labels"] = None
+    next(output for output in document["outputs"] if output["name"] == name)["shape"] = ["batch", 2, 5]
+    assert "expected one row an image" in refused(document)

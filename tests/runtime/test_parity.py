@@ -1,0 +1,377 @@
+"""Parity passes what computes the same as PyTorch, and fails every fault that an export could have."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+import vit_runtime as vit
+from vit_runtime.errors import InputError, ModelError
+from vit_runtime.golden import golden_images
+from vit_runtime.manifest import Error, Golden, Limits, Manifest
+from vit_runtime.model import Model
+from vit_runtime.parity import (
+    BATCH_SIZES,
+    FLOAT32_LIMITS,
+    Report,
+    Run,
+    batches,
+    check_record,
+    compare,
+    golden_inputs,
+    judge,
+    measure,
+    reduce_outputs,
+    scale_of,
+)
+from vit_runtime.preprocess import normalize
+
+Edit = Callable[[onnx.ModelProto], object]
+
+
+@pytest.fixture(scope="session")
+def honest(tiny_model: Path) -> Model:
+    return vit.load(tiny_model, "cpu")
+
+
+@pytest.fixture
+def edited(tiny_model: Path, tmp_path: Path) -> Callable[[Edit], Model]:
+    """Loads a copy of the tiny file with its graph changed and its manifest as it was."""
+
+    def make(edit: Edit) -> Model:
+        proto = onnx.load(tiny_model)
+        edit(proto)
+        path = tmp_path / "edited.onnx"
+        path.write_bytes(proto.SerializeToString())
+        return vit.load(path, "cpu")
+
+    return make
+
+
+def check(model: Model, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> Report:
+    return check_record(model.run, model.manifest, model.provider, batch_sizes)
+
+
+def weights(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims}
+
+
+def set_weight(name: str, change: Callable[[np.ndarray], object]) -> Edit:
+    def edit(proto: onnx.ModelProto) -> None:
+        tensor = weights(proto)[name]
+        values = numpy_helper.to_array(tensor).copy()
+        change(values)
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+    return edit
+
+
+def nudge(values: np.ndarray) -> None:
+    """The first number, by half of the weights' standard deviation, which is 0.02."""
+    values.reshape(-1)[0] += 0.01
+
+
+def drop_bias(proto: onnx.ModelProto) -> None:
+    node = next(node for node in proto.graph.node if "blocks.0.mlp.fc2.bias" in node.input)
+    kept = next(name for name in node.input if name != "blocks.0.mlp.fc2.bias")
+    node.CopyFrom(helper.make_node("Identity", [kept], node.output))
+
+
+def other_epsilon(proto: onnx.ModelProto) -> None:
+    """Another default's: 1e-3 where the network has 1e-6."""
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
+                assert attribute.f == pytest.approx(1e-6)
+                attribute.f = 1e-3
+
+
+def tanh_gelu(proto: onnx.ModelProto) -> None:
+    """GELU's approximation: erf(z) as tanh((2 z + 4 * 0.044715 z^3) / sqrt(pi))."""
+    for name, value in (("c1", 2 / math.sqrt(math.pi)), ("c3", 4 * 0.044715 / math.sqrt(math.pi))):
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    nodes = list[onnx.NodeProto]()
+    for node in proto.graph.node:
+        if node.op_type != "Erf":
+            nodes.append(node)
+            continue
+        (z,), (out,) = node.input, node.output
+        steps = [("Mul", z, z), ("Mul", f"{out}/0", "c3"), ("Add", f"{out}/1", "c1"), ("Mul", f"{out}/2", z)]
+        nodes += [helper.make_node(op, [a, b], [f"{out}/{index}"]) for index, (op, a, b) in enumerate(steps)]
+        nodes.append(helper.make_node("Tanh", [f"{out}/3"], [out]))
+    assert len(nodes) > len(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def bgr(proto: onnx.ModelProto) -> None:
+    """Red and blue exchanged in the patch embedding."""
+    set_weight(next(name for name in weights(proto) if "patch_embed.proj.weight" in name), lambda w: w.__setitem__(..., w[:, ::-1].copy()))(
+        proto
+    )
+
+
+def session(path: Path, level: Any) -> Run:
+    """The file as onnxruntime runs it at one level of graph optimisation."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    opened = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in opened.get_outputs()]
+    return lambda batch: dict(zip(names, opened.run(names, {"pixel_values": batch}), strict=True))
+
+
+# ---- an honest file ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 7, 8, 11, 16, 17, 33, 64])
+def test_an_honest_file_passes_at_every_batch_size(batch_size: int, honest: Model):
+    report = check(honest, (batch_size,))
+    assert report.passed
+    assert [(c.output, c.batch_size, c.provider) for c in report.checks] == [
+        (name, batch_size, "cpu") for name in sorted(("logits", "embedding", "tokens", "attention"))
+    ]
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_external", "tiny_embedder", "tiny_projected"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_exported_file_passes_with_one_thread_and_with_two(fixture: str, threads: int, request: pytest.FixtureRequest):
+    report = check(vit.load(request.getfixturevalue(fixture), "cpu", threads))
+    assert report.passed
+    assert report.limits == FLOAT32_LIMITS
+    assert report.worst.rms_floors < FLOAT32_LIMITS.rms
+
+
+def test_what_is_measured_now_is_what_was_recorded_at_export(honest: Model):
+    """The same machine and runtime: apart from rounding to two digits the numbers are the same."""
+    assert honest.manifest.parity is not None
+    now = {(c.batch_size, c.output): c.error for c in check(honest).checks}
+    for then in honest.manifest.parity.measured:
+        assert then.error.rms == pytest.approx(now[then.batch_size, then.output].rms, rel=0.1)
+
+
+def test_the_golden_inputs_are_the_golden_images_prepared_as_the_manifest_says(tiny_manifest: Manifest):
+    golden = tiny_manifest.golden
+    assert golden is not None
+    inputs = golden_inputs(tiny_manifest, golden)
+    assert inputs.shape == (golden.images, 3, 32, 32)
+    np.testing.assert_array_equal(inputs, normalize(golden_images(golden.seed, golden.images, 32, 32), tiny_manifest.preprocessing))
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault", [drop_bias, other_epsilon, tanh_gelu, bgr], ids=["a bias dropped", "epsilon 1e-3", "GELU by tanh", "BGR for RGB"]
+)
+def test_a_fault_of_an_export_fails(fault: Edit, edited: Callable[[Edit], Model]):
+    report = check(edited(fault))
+    assert not report.passed
+    assert report.worst.rms_floors > 10 * FLOAT32_LIMITS.rms  # no close call
+
+
+def test_one_number_changed_in_any_weight_fails(tiny_model: Path, edited: Callable[[Edit], Model]):
+    names = [name for name in weights(onnx.load(tiny_model)) if name.split(".")[0] in ("embeddings", "blocks", "norm", "head")]
+    assert len(names) > 25
+    passed = [name for name in names if check(edited(set_weight(name, nudge)), (1, 3)).passed]
+    assert not passed
+
+
+def test_only_the_outputs_behind_a_fault_fail(edited: Callable[[Edit], Model]):
+    report = check(edited(set_weight("head.bias", nudge)))
+    assert {c.output for c in report.checks if not c.passed} == {"logits"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_or_inf_in_a_weight_fails(value: float, edited: Callable[[Edit], Model]):
+    report = check(edited(set_weight("head.bias", lambda bias: bias.__setitem__(3, value))))
+    assert not report.passed
+    assert not report.worst.passed
+    assert report.worst.output == "logits"
+    assert not math.isfinite(report.worst.rms_floors)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_projected"])
+def test_a_single_nan_or_inf_in_an_output_fails_also_in_a_projected_one(value: float, fixture: str, request: pytest.FixtureRequest):
+    model = vit.load(request.getfixturevalue(fixture), "cpu")
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = model.run(batch)
+        outputs["tokens"][-1, -1, -1] = value
+        return outputs
+
+    report = check_record(run, model.manifest, "cpu")
+    assert {c.output for c in report.checks if not c.passed} == {"tokens"}
+    document = report.to_dict()
+    assert document["passed"] is False
+    assert None in [entry["rms"] for entry in document["checks"]]  # JSON has no NaN
+
+
+def test_a_fault_at_one_batch_size_alone_fails_there(honest: Model):
+    """As a batch size that was baked into the graph would show: at 3, two images are exchanged."""
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = honest.run(batch)
+        return {name: values[[1, 0, 2]] if len(batch) == 3 else values for name, values in outputs.items()}
+
+    report = check_record(run, honest.manifest, "cpu")
+    assert {c.batch_size for c in report.checks if not c.passed} == {3}
+
+
+def test_float16_weights_do_not_pass_for_float32(edited: Callable[[Edit], Model]):
+    def halve(proto: onnx.ModelProto) -> None:
+        for name in weights(proto):
+            set_weight(name, lambda values: values.__setitem__(..., values.astype(np.float16)))(proto)
+
+    assert not check(edited(halve)).passed
+
+
+# ---- limits --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_held_to_its_own_limits_unless_others_are_given(honest: Model):
+    parity = honest.manifest.parity
+    assert parity is not None
+    tight = dataclasses.replace(honest.manifest, parity=dataclasses.replace(parity, limits=Limits(1e-3, 1e-3)))
+    assert not check_record(honest.run, tight, "cpu", (1,)).passed
+    assert check_record(honest.run, tight, "cpu", (1,), limits=FLOAT32_LIMITS).passed
+
+
+def test_without_a_golden_record_there_is_nothing_to_go_by(tiny_unverified: Path):
+    model = vit.load(tiny_unverified, "cpu")
+    with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
+        check(model)
+    with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
+        compare(model.run, model.run, model.manifest, ("cpu", "cpu"))
+
+
+@pytest.mark.parametrize("batch_sizes", [(), (0,), (1, -2)])
+def test_impossible_batch_sizes_are_refused(batch_sizes: tuple[int, ...], honest: Model):
+    with pytest.raises(InputError, match="expected whole numbers of at least 1"):
+        check(honest, batch_sizes)
+    with pytest.raises(InputError, match="expected whole numbers of at least 1"):
+        compare(honest.run, honest.run, honest.manifest, ("a", "b"), batch_sizes)
+
+
+# ---- one session against another -----------------------------------------------------------------------------------------------------
+
+
+def test_two_levels_of_graph_optimisation_agree(tiny_model: Path, tiny_manifest: Manifest):
+    levels = onnxruntime.GraphOptimizationLevel
+    plain, optimised = (session(tiny_model, level) for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL))
+    report = compare(plain, optimised, tiny_manifest, ("plain", "optimised"))
+    assert report.passed
+    assert {c.provider for c in report.checks} == {"optimised against plain"}
+    assert report.limits == Limits(2 * FLOAT32_LIMITS.rms, 2 * FLOAT32_LIMITS.max)
+    assert {c.batch_size for c in report.checks} == set(BATCH_SIZES)
+
+
+def test_a_session_agrees_with_itself_to_the_last_bit(honest: Model):
+    report = compare(honest.run, honest.run, honest.manifest, ("a", "b"))
+    assert report.passed
+    assert report.worst.error == Error(0.0, 0.0)
+
+
+def test_another_network_does_not_agree(honest: Model, edited: Callable[[Edit], Model]):
+    other = edited(set_weight("blocks.0.attn.qkv.weight", lambda values: values.__imul__(1.5)))
+    for a, b in ((honest, other), (other, honest)):
+        report = compare(a.run, b.run, honest.manifest, ("a", "b"))
+        assert not report.passed
+        assert report.worst.rms_floors > 100
+
+
+def test_two_sessions_that_agree_on_nan_do_not_pass(edited: Callable[[Edit], Model]):
+    for value in (np.nan, np.inf):
+        broken = edited(set_weight("head.bias", lambda bias, value=value: bias.__setitem__(3, value)))
+        report = compare(broken.run, broken.run, broken.manifest, ("a", "b"))
+        assert {c.output for c in report.checks if not c.passed} == {"logits"}
+
+
+def test_files_with_other_outputs_or_shapes_are_not_compared(honest: Model, tiny_embedder: Path):
+    with pytest.raises(InputError, match="compare files with the same outputs"):
+        compare(honest.run, vit.load(tiny_embedder, "cpu").run, honest.manifest, ("a", "b"))
+    with pytest.raises(InputError, match="compare outputs of the same network"):
+        compare(honest.run, lambda batch: {k: v[:, :1] for k, v in honest.run(batch).items()}, honest.manifest, ("a", "b"))
+
+
+# ---- the numbers ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_in_units_of_the_scale():
+    assert measure(np.array([[3.0, 4.0]]), np.array([[3.0, 5.0]]), 2.0) == Error(math.sqrt(0.5) / 2, 0.5)
+    assert measure(np.array([1.0, -1.0, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 0.0]), 1.0) == Error(math.sqrt(0.5), 1.0)
+    assert measure(np.array([1.0, 2.0]), np.array([1.0, 2.0]), 5.0) == Error(0.0, 0.0)
+
+
+def test_errors_are_computed_in_float64():
+    """In float32, 1 + 2^-30 is 1 and the square of 10^-30 is 0."""
+    assert measure(np.array([1.0]), np.array([1 + 2.0**-30]), 1.0) == Error(2.0**-30, 2.0**-30)
+    assert measure(np.array([0], np.float32), np.array([1e-30], np.float32), 1.0).rms == pytest.approx(1e-30)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_error_of_nan_or_inf_is_no_number_that_a_limit_admits(bad: float):
+    for expected, actual in (([1.0, 2.0], [1.0, bad]), ([1.0, bad], [1.0, bad])):
+        error = measure(np.array(expected), np.array(actual), 1.0)
+        assert not math.isfinite(error.rms)
+        assert not math.isfinite(error.max)
+        assert not judge("cpu", 1, "x", error, Error(1.0, 1.0), Limits(1e300, 1e300)).passed
+
+
+def test_arrays_of_different_shapes_are_not_measured():
+    """numpy would stretch one over the other."""
+    for shape in ((2, 1), (1, 2), (4,), ()):
+        with pytest.raises(InputError, match="compare outputs of the same network"):
+            measure(np.ones((2, 2)), np.ones(shape), 1.0)
+
+
+def test_the_scale_is_the_root_mean_square_and_one_for_zeros():
+    assert scale_of(np.array([3.0, 4.0])) == math.sqrt(12.5)
+    assert scale_of(np.array([[-2, 2], [2, -2]], np.float32)) == 2.0
+    assert scale_of(np.zeros(3)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rms", "largest", "passed"), [(2.0, 4.0, True), (2.001, 1.0, False), (1.0, 4.001, False), (0.0, 0.0, True), (math.nan, 0.0, False)]
+)
+def test_the_verdict_is_on_both_errors_in_floors_and_a_limit_is_still_good(rms: float, largest: float, passed: bool):
+    found = judge("cpu", 3, "logits", Error(rms * 0.5, largest * 0.25), Error(0.5, 0.25), Limits(2.0, 4.0))
+    assert found.passed is passed
+    np.testing.assert_equal((found.rms_floors, found.max_floors), (rms, largest))
+    assert (found.provider, found.batch_size, found.output) == ("cpu", 3, "logits")
+
+
+def test_a_report_passes_if_there_are_checks_and_all_of_them_passed():
+    good, bad = (judge("cpu", 1, "x", Error(rms, 0.0), Error(1.0, 1.0), Limits(2.0, 4.0)) for rms in (1.0, 3.0))
+    assert Report(Limits(2.0, 4.0), (good,)).passed
+    assert not Report(Limits(2.0, 4.0), (good, bad)).passed
+    assert not Report(Limits(2.0, 4.0), ()).passed
+    assert Report(Limits(2.0, 4.0), (good, bad)).worst is bad
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 16, 50])
+@pytest.mark.parametrize(("images", "width"), [(16, 10), (16, 1000), (3, 1000), (1, 1)])
+def test_a_check_covers_a_thousand_numbers_or_every_image_in_whole_batches(batch_size: int, images: int, width: int):
+    expected = {"small": np.zeros((images, width), np.float32), "large": np.zeros((images, 9000), np.float32)}
+    rows = batches(Golden(0, images, expected, {}, {}), batch_size)
+    assert {len(row) for row in rows} == {batch_size}
+    seen = set(np.concatenate(rows).tolist())
+    assert seen <= set(range(images))
+    assert len(seen) == images or len(seen) * width >= 1000
+
+
+def test_a_large_output_is_compared_by_its_projection(tiny_projected: Path):
+    model = vit.load(tiny_projected, "cpu")
+    golden = model.manifest.golden
+    assert golden is not None
+    outputs = model.run(golden_inputs(model.manifest, golden)[:2])
+    reduced = reduce_outputs(outputs, golden)
+    assert reduced["tokens"].shape == (2, 256)
+    assert reduced["logits"] is outputs["logits"]

@@ -1,0 +1,334 @@
+"""What the recipe in a model file does to pictures, held against Pillow and against Hugging Face's own image processors."""
+
+import copy
+import importlib
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from vit_runtime.errors import ImageError, InputError, ModelError
+from vit_runtime.images import ImageInput, find_images, open_rgb
+from vit_runtime.preprocess import (
+    INTERPOLATIONS,
+    ExactResize,
+    Preprocessing,
+    ShortestEdgeResize,
+    normalize,
+    pixel_values,
+    preprocess,
+    resize_and_crop,
+)
+
+Pixels = npt.NDArray[np.uint8]
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+
+
+def spec(**changes: Any) -> Preprocessing:
+    fields = {"resize": ExactResize(24, 32), "interpolation": "bilinear", "crop": None, "rescale": 1 / 255, **IMAGENET}
+    return Preprocessing(**{**fields, **changes})
+
+
+def synthetic(height: int, width: int, seed: int = 0) -> Pixels:
+    """A photograph's spectrum: every wavelength, the long ones strong; with a hard edge and noise on it."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = [
+        np.sin(2 * np.pi * (fy * y + fx * x) + phase) / np.hypot(fx, fy)
+        for fx, fy, phase in zip(rng.uniform(-40, 40, 60), rng.uniform(-40, 40, 60), rng.uniform(0, 6, 60), strict=True)
+    ]
+    grey = np.sum(waves, axis=0) * 60 + 128 + 60 * (x > 0.4)
+    return np.clip(np.stack([grey, 255 - grey, grey * y * 2], axis=-1) + rng.normal(0, 4, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def photographs() -> dict[str, Pixels]:
+    """Synthetic ones in awkward sizes, tall, wide, odd and tiny, and two real ones."""
+    sizes = [(333, 500), (500, 333), (224, 224), (225, 301), (97, 1001), (31, 17), (1, 5)]
+    pictures = {f"{height}x{width}": synthetic(height, width, seed) for seed, (height, width) in enumerate(sizes)}
+    datasets = importlib.import_module("sklearn.datasets")  # comes with the dev extra, through mlxtend
+    real = datasets.load_sample_images()
+    return pictures | {name.rsplit("/", 1)[-1]: image for name, image in zip(real.filenames, real.images, strict=True)}
+
+
+# ---- against Hugging Face's processors -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processor() -> Callable[..., Any]:
+    """Build a processor of transformers that works on PIL images; version 4 has it under the plain name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of other packages, while they are imported
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        transformers = pytest.importorskip("transformers")
+
+        def build(name: str, **options: Any) -> Any:
+            return (getattr(transformers, name + "Pil", None) or getattr(transformers, name))(**options)
+
+        build("ViTImageProcessor"), build("CLIPImageProcessor"), build("ConvNextImageProcessor")  # their modules load lazily
+    return build
+
+
+def check_against(reference: Any, ours: Preprocessing) -> None:
+    raw = copy.copy(reference)
+    raw.do_rescale = raw.do_normalize = False
+    for name, pixels in photographs().items():
+        image = Image.fromarray(pixels)
+        expected = raw(image, return_tensors="np")["pixel_values"][0]  # (3, H, W)
+        assert expected.dtype == np.uint8
+        np.testing.assert_array_equal(resize_and_crop(image, ours).transpose(2, 0, 1), expected, err_msg=name)
+        # The pixels are equal. From there transformers rounds to float32 after every step, where our table rounds once: half a unit
+        # in the last place for rescaling, mean and difference (values up to 1, 2.5 * 2^-25) divided by the smallest std of 0.225, for
+        # std itself, and for both results of up to 2.7 (2 * 2^-23): together less than 7e-7.
+        expected = reference(image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_allclose(preprocess(image, ours), expected, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (30, 47)])
+def test_the_papers_recipe_equals_hugging_faces_vit(processor: Callable[..., Any], height: int, width: int) -> None:
+    """Exact resize, bilinear, mean and std of one half."""
+    half = [0.5, 0.5, 0.5]
+    reference = processor("ViTImageProcessor", size={"height": height, "width": width}, image_mean=half, image_std=half)
+    check_against(reference, Preprocessing.paper(height, width))
+
+
+@pytest.mark.parametrize(
+    ("edge", "crop"), [(224, (224, 224)), (64, (51, 40)), (33, (32, 32)), (40, (64, 48)), (40, (30, 65)), (41, (64, 64))]
+)
+def test_shortest_edge_and_crop_equal_hugging_faces_clip(processor: Callable[..., Any], edge: int, crop: tuple[int, int]) -> None:
+    """Odd differences, and crops that reach beyond the picture on one side or on all."""
+    size = {"height": crop[0], "width": crop[1]}
+    reference = processor("CLIPImageProcessor", size={"shortest_edge": edge}, crop_size=size)
+    check_against(reference, spec(resize=ShortestEdgeResize(edge), interpolation="bicubic", crop=crop, **CLIP))
+
+
+def test_a_crop_fraction_equals_hugging_faces_convnext(processor: Callable[..., Any]) -> None:
+    """Resize to int(224 / 0.875) = 256, then crop 224: the evaluation transform of most ImageNet checkpoints."""
+    reference = processor(
+        "ConvNextImageProcessor", size={"shortest_edge": 224}, crop_pct=0.875, image_mean=IMAGENET["mean"], image_std=IMAGENET["std"]
+    )
+    check_against(reference, spec(resize=ShortestEdgeResize(256), interpolation="bicubic", crop=(224, 224)))
+
+
+def test_files_are_read_as_by_the_loader_of_hugging_faces_pipelines(processor: Callable[..., Any], tmp_path: Path) -> None:
+    """Turned by EXIF, transparent, with a palette, grey: the same RGB as transformers' load_image, to the bit."""
+    load_image = importlib.import_module("transformers.image_utils").load_image
+    scene, exif = Image.fromarray(synthetic(33, 61)), Image.Exif()
+    exif[0x0112] = 6
+    transparent = scene.convert("RGBA")
+    transparent.putalpha(90)
+    scene.save(tmp_path / "turned.jpg", exif=exif)
+    transparent.save(tmp_path / "transparent.png")
+    scene.quantize(20).save(tmp_path / "palette.gif")
+    scene.convert("L").save(tmp_path / "grey.webp")
+    scene.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    for path in find_images(tmp_path):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(open_rgb(path)), np.asarray(load_image(image)), err_msg=path.name)
+
+
+# ---- resize, crop, normalize ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+def test_every_interpolation_is_pillows_filter_of_that_name(name: str) -> None:
+    """The resized pixels are Pillow's, to the bit."""
+    image = Image.fromarray(synthetic(90, 70))
+    expected = np.asarray(image.resize((32, 24), Image.Resampling[name.upper()]))
+    np.testing.assert_array_equal(resize_and_crop(image, spec(interpolation=name)), expected)
+
+
+def test_a_crop_larger_than_the_picture_is_surrounded_by_zeros() -> None:
+    """White 3 x 3 in 6 x 4: of an odd difference the larger part is above and left."""
+    ours = spec(resize=ExactResize(3, 3), crop=(6, 4))
+    result = resize_and_crop(np.full((9, 9, 3), 255, np.uint8), ours)
+    expected = np.zeros((6, 4, 3), np.uint8)
+    expected[2:5, 1:4] = 255
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_the_table_is_the_exact_value_rounded_once() -> None:
+    """Each of the 3 x 256 entries is the float32 nearest to the float64 formula, and nobody can overwrite it."""
+    ours = spec()
+    assert ours.table.dtype == np.float32
+    assert ours.table.shape == (3, 256)
+    for channel in range(3):
+        for value in range(256):
+            exact = (value * ours.rescale - ours.mean[channel]) / ours.std[channel]
+            assert ours.table[channel, value] == np.float32(exact)
+    with pytest.raises(ValueError, match="read-only"):
+        ours.table[0, 0] = 1
+
+
+def test_the_papers_recipe_maps_black_to_minus_one_and_white_to_one() -> None:
+    """The ends of the range, exactly."""
+    table = Preprocessing.paper(8, 8).table
+    assert (table[:, 0] == -1).all()
+    assert (table[:, 255] == 1).all()
+
+
+def test_normalize_looks_every_pixel_up_in_its_channels_table() -> None:
+    """Channels move first and stay apart; the result is contiguous, also from pixels that are not."""
+    ours = spec()
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 10, 14, 3), dtype=np.uint8)[:, ::2, ::-1]
+    values = normalize(pixels, ours)
+    assert values.shape == (3, 3, 5, 14)
+    assert values.dtype == np.float32
+    assert values.flags.c_contiguous
+    for channel in range(3):
+        np.testing.assert_array_equal(values[:, channel], ours.table[channel][pixels[..., channel]])
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.float32)])
+def test_normalize_refuses_other_shapes_and_dtypes(pixels: Pixels) -> None:
+    """One picture without a batch, channels first, floats."""
+    with pytest.raises(InputError, match=r"expected \(B, H, W, 3\) uint8"):
+        normalize(pixels, spec())
+
+
+def test_a_batch_holds_the_same_numbers_as_its_pictures_one_by_one() -> None:
+    """Pictures of different sizes and kinds, from a generator too."""
+    images: list[ImageInput] = [synthetic(50, 40), Image.fromarray(synthetic(33, 61)), synthetic(24, 32)]
+    for ours in (spec(), spec(resize=ShortestEdgeResize(30), crop=(24, 28))):
+        batch = pixel_values((image for image in images), ours)
+        assert batch.shape == (3, 3, *ours.output_size)
+        assert batch.dtype == np.float32
+        assert batch.flags.c_contiguous
+        np.testing.assert_array_equal(batch, [preprocess(image, ours) for image in images])
+
+
+def test_an_empty_batch_and_a_single_picture_are_refused() -> None:
+    """A string would otherwise be taken letter by letter."""
+    with pytest.raises(InputError, match="got no images"):
+        pixel_values([], spec())
+    for single in ("photo.jpg", b"bytes", Image.new("RGB", (2, 2))):
+        with pytest.raises(InputError, match="put it in a list"):
+            pixel_values(single, spec())  # type: ignore[arg-type]
+
+
+def test_a_thread_of_a_picture_is_refused_before_it_fills_the_memory() -> None:
+    """1 x 60,000 pixels with the shorter edge at 224 would be 3 billion."""
+    with pytest.raises(ImageError, match="aspect ratio"):
+        preprocess(np.zeros((1, 60000, 3), np.uint8), spec(resize=ShortestEdgeResize(224), crop=(224, 224)))
+
+
+# ---- the JSON form -------------------------------------------------------------------------------------------------------------------
+
+GOOD = [
+    Preprocessing.paper(224, 384),
+    spec(interpolation="lanczos", crop=(20, 20), rescale=1.0, **CLIP),
+    spec(resize=ShortestEdgeResize(256), interpolation="bicubic", crop=(224, 192)),
+]
+
+
+@pytest.mark.parametrize("ours", GOOD)
+def test_the_json_form_comes_back_equal(ours: Preprocessing) -> None:
+    """Through text, with every bit of every float."""
+    assert Preprocessing.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
+
+
+def test_the_json_form_is_the_published_one() -> None:
+    """Files that exist depend on these names."""
+    assert GOOD[0].to_dict() == {
+        "color": "RGB",
+        "resize": {"mode": "exact", "height": 224, "width": 384},
+        "interpolation": "bilinear",
+        "crop": None,
+        "rescale": 1 / 255,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "in_graph": [],
+    }
+    assert GOOD[2].to_dict()["resize"] == {"mode": "shortest_edge", "edge": 256}
+    assert GOOD[2].to_dict()["crop"] == {"height": 224, "width": 192}
+
+
+def test_the_size_that_comes_out_is_known_beforehand() -> None:
+    """The crop's where there is one."""
+    assert [ours.output_size for ours in GOOD] == [(224, 384), (20, 20), (224, 192)]
+
+
+BAD: list[tuple[str, object, str]] = [
+    ("color", "BGR", "color = 'BGR', expected 'RGB'"),
+    ("resize", None, "resize = None"),
+    ("resize", {"mode": "pad"}, "shortest_edge"),
+    ("resize", {"mode": ["exact"]}, "shortest_edge"),
+    ("resize", {"mode": "exact", "height": 224}, "without .'width'"),
+    ("resize", {"mode": "exact", "height": 224, "width": 224, "edge": 1}, "unknown .'edge'"),
+    ("resize", {"mode": "exact", "height": 0, "width": 224}, "resize.height = 0, expected a whole number from 1 to 65536"),
+    ("resize", {"mode": "exact", "height": 224, "width": 65537}, "resize.width = 65537"),
+    ("resize", {"mode": "exact", "height": 224.0, "width": 224}, "resize.height = 224.0"),
+    ("resize", {"mode": "exact", "height": True, "width": 224}, "resize.height = True"),
+    ("resize", {"mode": "exact", "height": 65536, "width": 65536}, "at most 67108864 pixels"),
+    ("resize", {"mode": "shortest_edge", "edge": -1}, "resize.edge = -1"),
+    ("resize", {"mode": "shortest_edge", "edge": 256}, "crop = None, expected a height and width"),
+    ("interpolation", "spline", "interpolation = 'spline', expected one of nearest"),
+    ("interpolation", 2, "interpolation = 2, expected a string"),
+    ("interpolation", ["bilinear"], "interpolation"),
+    ("crop", 224, "crop = 224, expected an object with height, width"),
+    ("crop", {"height": 224}, "without .'width'"),
+    ("crop", {"height": 224, "width": "224"}, "crop.width = '224'"),
+    ("crop", {"height": 65536, "width": 65536}, "crop = "),
+    ("rescale", 0, "rescale = 0, expected a finite number other than 0"),
+    ("rescale", None, "rescale = None"),
+    ("rescale", True, "rescale = True"),
+    ("rescale", float("nan"), "rescale = nan"),
+    ("mean", 0.5, "mean = 0.5, expected a list of three numbers"),
+    ("mean", [0.5, 0.5], "mean = "),
+    ("mean", [0.5, 0.5, "x"], r"mean\[2\] = 'x'"),
+    ("mean", [0.5, float("inf"), 0.5], r"mean\[1\] = inf"),
+    ("mean", [10**400, 0, 0], r"mean\[0\] = 1000"),
+    ("std", [0.5, 0.0, 0.5], r"std\[1\] = 0.0, expected a finite number other than 0"),
+    ("std", [1e-300, 1, 1], "float32"),
+    ("in_graph", ["rescale"], r"in_graph = \['rescale'\], expected \[\]"),
+    ("in_graph", None, "in_graph = None"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD)
+def test_a_bad_field_is_refused_by_its_name(field: str, value: object, message: str) -> None:
+    """The file is not trusted: the error says which field, what it holds and what it should, in one line."""
+    document = {**GOOD[0].to_dict(), field: value}
+    with pytest.raises(ModelError, match=message) as caught:
+        Preprocessing.from_dict(document)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("document", [None, [], "exact", 3, {}])
+def test_what_is_no_object_with_these_fields_is_refused(document: object) -> None:
+    """The document itself may be anything."""
+    with pytest.raises(ModelError, match="color, resize, interpolation"):
+        Preprocessing.from_dict(document)
+
+
+@pytest.mark.parametrize("field", list(GOOD[0].to_dict()))
+def test_a_missing_field_is_never_filled_in(field: str) -> None:
+    """Every key has to be there."""
+    document = GOOD[0].to_dict()
+    del document[field]
+    with pytest.raises(ModelError, match=field):
+        Preprocessing.from_dict(document)
+
+
+def test_an_unknown_field_is_never_ignored() -> None:
+    """It may change what the others mean."""
+    with pytest.raises(ModelError, match=r"unknown .'pad'"):
+        Preprocessing.from_dict({**GOOD[0].to_dict(), "pad": True})
+
+
+def test_building_a_recipe_in_python_is_checked_as_well() -> None:
+    """With InputError, since no file is to blame."""
+    for changes in ({"interpolation": "area"}, {"std": (1.0, 0.0, 1.0)}, {"mean": (0.5, 0.5)}, {"resize": ShortestEdgeResize(9)}):
+        with pytest.raises(InputError, match="expected"):
+            spec(**changes)
+    with pytest.raises(InputError, match=r"resize\.height"):
+        ExactResize(0, 5)
+    with pytest.raises(InputError, match=r"crop\.width"):
+        spec(crop=(5, 0))
