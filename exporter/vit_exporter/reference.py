@@ -1,0 +1,88 @@
+"""What the network computes: float64 PyTorch, the reference, and how far float32 PyTorch is from it, the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from vit_models import ViT, ViTConfig
+from vit_runtime.golden import golden_images, project
+from vit_runtime.manifest import Error, Golden
+from vit_runtime.parity import measure, scale_of
+from vit_runtime.preprocess import Preprocessing, normalize
+
+GOLDEN_SEED = 0
+# How many golden images a network of so many multiply-accumulates an image gets: float64 runs at about 35 GMAC/s on two cores,
+# and a record that takes minutes to make would be left out.
+GOLDEN_IMAGES = ((0.5e9, 16), (10e9, 4), (50e9, 3), (float("inf"), 2))
+STORED = 4096  # numbers an image up to which an output is stored as it is; larger ones are projected
+PROJECTED = 256
+CHUNK = 4
+UNIT_ROUNDOFF = 2.0**-24  # of float32: no floor is taken to be below it, however lucky PyTorch was
+
+
+class _Widen(TorchFunctionMode):
+    """Compute in float64: every float32 tensor is widened when an operation reads it, so no second set of weights is held."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Tensor, lambda t: t.double() if t.dtype == torch.float32 else t, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def float64_outputs(model: ViT, pixel_values: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
+    """The network's outputs computed in float64 from its float32 weights; pixel_values float32 (B, 3, H, W)."""
+    with torch.no_grad(), _Widen():
+        values = model(torch.from_numpy(pixel_values))
+    return {name: value.numpy() for name, value in zip(model.outputs, values, strict=True)}
+
+
+def float32_outputs(model: ViT, pixel_values: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+    """The network's outputs as PyTorch gives them; pixel_values float32 (B, 3, H, W)."""
+    with torch.no_grad():
+        values = model(torch.from_numpy(pixel_values))
+    return {name: value.numpy() for name, value in zip(model.outputs, values, strict=True)}
+
+
+def golden_count(config: ViTConfig) -> int:
+    """How many golden images a network gets: the larger it is, the fewer."""
+    return next(count for macs, count in GOLDEN_IMAGES if config.macs <= macs)
+
+
+def golden_record(model: ViT, preprocessing: Preprocessing) -> Golden:
+    """The expected outputs for the golden images and the floor.
+
+    Expected outputs are rounded to float32: that adds a thirtieth of the floor, and makes the record the same on machines
+    that sum in another order.
+    """
+    images = golden_images(GOLDEN_SEED, golden_count(model.config), *model.config.img_size)
+    inputs = normalize(images, preprocessing)
+    exact, single = (_in_chunks(outputs, model, inputs) for outputs in (float64_outputs, float32_outputs))
+    expected, projected, floor = {}, {}, {}
+    for name in model.outputs:
+        truth, ours = exact[name], single[name].astype(np.float64)
+        if truth[0].size > STORED:
+            projected[name] = PROJECTED
+            truth, ours = (project(values, GOLDEN_SEED, name, PROJECTED) for values in (truth, ours))
+        expected[name] = truth.astype(np.float32)
+        error = measure(truth, ours, scale_of(truth))
+        floor[name] = Error(_rounded(max(error.rms, UNIT_ROUNDOFF)), _rounded(max(error.max, UNIT_ROUNDOFF)))
+    return Golden(GOLDEN_SEED, len(images), expected, projected, floor)
+
+
+def _in_chunks(
+    outputs: Callable[..., dict[str, npt.NDArray[Any]]], model: ViT, inputs: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[Any]]:
+    """The outputs of a few images at a time, which is as fast and keeps the states of the rest out of memory."""
+    parts = [outputs(model, inputs[start : start + CHUNK]) for start in range(0, len(inputs), CHUNK)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in model.outputs}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -1,0 +1,82 @@
+"""From the network to an ONNX graph: torch's exporter, a free batch dimension, weights bound by name and moved last."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import warnings
+from collections.abc import Mapping
+from functools import partial
+
+import onnx_ir as ir
+import torch
+from onnx import helper
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from torch import Tensor
+
+from vit_exporter.passes.name_by_module import NameByModule
+from vit_exporter.passes.repeat_block import RepeatBlock
+from vit_models import ViT
+
+INPUT, BATCH = "pixel_values", "batch"
+
+
+def trace(model: ViT, opset: int) -> ir.Model:
+    """The network as an ONNX graph of standard ops, batch dimension free.
+
+    One block is traced, on torch's meta device, where there are shapes but no numbers, and repeated to the network's depth:
+    neither time nor memory grows with the weights, which the graph's initialisers read from the model only when somebody asks.
+    """
+    with torch.device("meta"):
+        # Attention alone needs nothing of what the last block computes: the tokens keep it in the trace until it is repeated.
+        outputs = model.outputs if model.outputs != ("attention",) else ("attention", "tokens")
+        shallow = ViT(dataclasses.replace(model.config, depth=1), outputs).eval()
+        example = torch.empty(2, 3, *model.config.img_size)  # 2: torch would take a batch of 1 for a constant
+    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
+        warnings.simplefilter("ignore", FutureWarning)  # raised by torch about its own calls
+        program = torch.onnx.export(
+            shallow, (example,), dynamo=True, dynamic_shapes={INPUT: {0: BATCH}}, opset_version=opset,
+            input_names=[INPUT], output_names=list(outputs), optimize=False, verbose=False,
+        )  # fmt: skip
+    assert program is not None  # it is None only when torch writes the file itself
+    graph = program.model
+    lift = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    for step in (NameByModule(), lift, RepeatBlock(model.config.depth), ClearMetadataAndDocStringPass()):
+        step(graph)
+    if outputs != model.outputs:
+        graph.graph.outputs.pop()
+        RemoveUnusedNodesPass()(graph)
+    _bind(graph, model.state_dict())
+    graph.metadata_props.clear()
+    graph.graph.name = "vit"
+    # The lowest version of the file format that has this opset, so that older runtimes read it.
+    graph.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+    del program
+    gc.collect()  # torch's exporter leaves large cycles behind
+    return graph
+
+
+def _bind(model: ir.Model, state: Mapping[str, Tensor]) -> None:
+    for name, value in model.graph.initializers.items():
+        if name in state:
+            shape = ir.Shape(state[name].shape)
+            value.const_value = ir.LazyTensor(partial(_numbers, state[name]), dtype=ir.DataType.FLOAT, shape=shape, name=name)
+
+
+def _numbers(weight: Tensor) -> ir.TensorProtocol:
+    return ir.Tensor(weight.detach().numpy())
+
+
+class _quiet:  # noqa: N801 - reads as a verb
+    """Keep a logger's warnings to itself: torch names every optional package that it does not find."""
+
+    def __init__(self, name: str) -> None:
+        self.logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.setLevel(self.level)

@@ -1,0 +1,341 @@
+"""An exported file computes what float64 PyTorch computes, at every batch size; one that does not is never written."""
+
+import dataclasses
+import subprocess
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vit_exporter
+from vit_exporter import ExportReport, ExportSpec, Source, VerificationError, export
+from vit_exporter.pipeline import MAX_OPSET, MIN_OPSET
+from vit_exporter.reference import UNIT_ROUNDOFF, float32_outputs, float64_outputs
+from vit_models import OUTPUT_NAMES, ViT, ViTConfig, init_weights
+from vit_runtime.errors import InputError
+from vit_runtime.manifest import Error, read_manifest
+from vit_runtime.parity import FLOAT32_LIMITS, check_record, judge, measure, scale_of
+from vit_runtime.preprocess import Preprocessing
+
+TINY = ViTConfig(img_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, num_classes=10)
+NO_TOKEN = {"class_token": False, "pool": "mean"}
+BATCH_SIZES = (1, 2, 3, 5, 7, 16)  # 2 is what is traced with; 3, 5 and 7 divide nothing
+IMAGES = 240  # ten logits each: enough numbers that their errors' root mean square is steady to a few per cent
+
+
+def source_of(model: ViT) -> Source:
+    return Source(model.eval(), None, {"format": "random", "seed": 0, "sha256": None}, Preprocessing.paper(*model.config.img_size), None)
+
+
+def source(config: ViTConfig = TINY, outputs: Sequence[str] | None = None) -> Source:
+    return source_of(init_weights(ViT(config, outputs), 1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and how it is exported."""
+
+    fields: dict
+    outputs: tuple[str, ...] | None = None
+    opset: int = 18
+    simplify: bool = True
+
+    @property
+    def config(self) -> ViTConfig:
+        return dataclasses.replace(TINY, **self.fields)
+
+
+CASES = {
+    "default": Case({}),
+    "every output": Case({}, OUTPUT_NAMES),
+    "every output at depth 1": Case({"depth": 1}, OUTPUT_NAMES),
+    "every output at depth 3, not square": Case({"depth": 3, "img_size": (16, 40)}, OUTPUT_NAMES),
+    "attention alone": Case({}, ("attention",)),
+    "outputs in another order": Case({}, ("tokens", "attention", "logits")),
+    "mean with class token": Case({"pool": "mean"}, OUTPUT_NAMES),
+    "mean without class token": Case(NO_TOKEN, ("logits", "embedding", "tokens")),
+    "pre-logits": Case({"representation_size": 24}),
+    "pre-logits on the mean, depth 1": Case({"representation_size": 24, "pool": "mean", "depth": 1}),
+    "no head": Case({"num_classes": 0}, ("embedding", "tokens")),
+    "one patch": Case({"img_size": (8, 8)}, OUTPUT_NAMES),
+    "one head, large patches": Case({"num_heads": 1, "patch_size": 16}),
+    "many heads, other epsilon": Case({"num_heads": 8, "layer_norm_eps": 1e-3, "mlp_dim": 40}),
+    "opset 20": Case({}, OUTPUT_NAMES, opset=20),
+    "opset 23": Case({}, OUTPUT_NAMES, opset=23),
+    "not simplified": Case({"depth": 3}, OUTPUT_NAMES, simplify=False),
+    "not simplified, mean, opset 23": Case({"depth": 3, **NO_TOKEN}, ("logits", "tokens"), opset=23, simplify=False),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    case: Case
+    source: Source
+    report: ExportReport
+
+    @property
+    def path(self) -> Path:
+        return self.report.out
+
+
+@pytest.fixture(scope="module", params=CASES)
+def exported(request, tmp_path_factory) -> Exported:
+    case = CASES[request.param]
+    made = source(case.config, case.outputs)
+    out = tmp_path_factory.mktemp("export") / "vit.onnx"
+    return Exported(case, made, export(lambda: made, ExportSpec(out, opset=case.opset, simplify=case.simplify)))
+
+
+def session_of(path: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_public_names_are_there_whichever_module_is_imported_first():
+    """`export` among them, which is a function."""
+    for first in ("vit_exporter", "vit_exporter.cli", "vit_exporter.pipeline"):
+        code = f"import {first}\nimport vit_exporter\nfrom vit_exporter import *\nassert export.__name__ == 'export'\n"
+        code += "assert all(hasattr(vit_exporter, name) for name in vit_exporter.__all__)"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        vit_exporter.nonsense  # noqa: B018 - asking is the test
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_random_images_give_what_float64_pytorch_gives_at_every_batch_size(exported):
+    """Within twice PyTorch's own float32 error (four times for the largest single one), the limits that files are held to."""
+    model, session = exported.source.model, session_of(exported.path)
+    images = np.random.default_rng(4).standard_normal((IMAGES, 3, *model.config.img_size), dtype=np.float32)
+    truth, single = float64_outputs(model, images), float32_outputs(model, images)
+    for batch_size in BATCH_SIZES:
+        batches = [session.run(list(model.outputs), {"pixel_values": images[at : at + batch_size]}) for at in range(0, IMAGES, batch_size)]
+        for index, name in enumerate(model.outputs):
+            found, scale = np.concatenate([batch[index] for batch in batches]), scale_of(truth[name])
+            assert (found.dtype, found.shape) == (np.float32, truth[name].shape)
+            floor = measure(truth[name], single[name], scale)
+            floor = Error(max(floor.rms, UNIT_ROUNDOFF), max(floor.max, UNIT_ROUNDOFF))
+            check = judge("cpu", batch_size, name, measure(truth[name], found, scale), floor, FLOAT32_LIMITS)
+            assert check.passed, check
+
+
+def test_the_file_passes_its_own_record_at_every_batch_size(exported):
+    manifest, _ = read_manifest(exported.path)
+    names, session = [output.name for output in manifest.outputs], session_of(exported.path)
+    report = check_record(
+        lambda batch: dict(zip(names, session.run(names, {"pixel_values": batch}), strict=True)), manifest, "cpu", BATCH_SIZES
+    )
+    assert report.passed, report.worst
+    assert {(check.batch_size, check.output) for check in report.checks} == {(size, name) for size in BATCH_SIZES for name in names}
+
+
+# --- the graph --------------------------------------------------------------------------------------------------------
+
+
+def shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def test_inputs_and_outputs_are_named_as_asked_and_only_the_batch_is_free(exported):
+    graph, config, outputs = onnx.load(exported.path).graph, exported.case.config, exported.source.model.outputs
+    assert {value.name: shape(value) for value in graph.input} == {"pixel_values": ("batch", 3, *config.img_size)}
+    shapes = {
+        "logits": ("batch", config.num_classes),
+        "embedding": ("batch", config.representation_size or config.embed_dim),
+        "tokens": ("batch", config.num_tokens, config.embed_dim),
+        "attention": ("batch", config.num_heads, config.num_patches),
+    }
+    assert [(value.name, shape(value)) for value in graph.output] == [(name, shapes[name]) for name in outputs]
+    assert all(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in (*graph.input, *graph.output))
+
+
+def test_only_standard_ops_of_the_opset_asked_for_are_used(exported):
+    proto = onnx.load(exported.path)
+    assert {(entry.domain, entry.version) for entry in proto.opset_import} == {("", exported.case.opset)}
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert not proto.functions
+    onnx.checker.check_model(str(exported.path), full_check=True)
+
+
+def test_initialisers_are_named_after_the_networks_parameters(exported):
+    """All of them are there, with their numbers, those of a MatMul turned to the way in which it reads them."""
+    state = exported.source.model.state_dict()
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(exported.path).graph.initializer}
+    if exported.case.outputs == ("attention",):  # which needs neither the last block's values nor what follows it
+        assert found.keys() & state.keys()
+        state = {name: values for name, values in state.items() if name in found}
+    assert state.keys() <= found.keys()
+    for name, values in state.items():
+        turned = found[name].shape != values.shape or not np.array_equal(found[name], values)
+        np.testing.assert_array_equal(found[name].T if turned else found[name], values, err_msg=name)
+    constants = sum(found[name].size for name in found.keys() - state.keys())
+    assert constants < 200  # shapes, axes and scales, and no weight among them
+
+
+def test_node_and_value_names_are_unique(exported):
+    nodes = onnx.load(exported.path).graph.node
+    assert len({node.name for node in nodes}) == len(nodes)
+    values = [value for node in nodes for value in node.output if value]
+    assert len(set(values)) == len(values)
+
+
+def test_the_report_tells_what_was_done(exported):
+    report = exported.report
+    assert report.parity is not None
+    assert report.parity.passed
+    assert report.size == exported.path.stat().st_size
+    assert report.nodes_after == len(onnx.load(exported.path).graph.node)
+    assert report.nodes_after < report.nodes_before if exported.case.simplify else report.nodes_after == report.nodes_before
+    names = ["Simplify", "FoldWeightTransposes"] if exported.case.simplify else []
+    assert [entry["name"] for entry in report.manifest.build["passes"]] == names
+    assert [name for name, _ in report.steps] == ["build", "trace", "simplify", "reference", "write", "verify"]
+
+
+def test_a_simplified_network_of_two_blocks_has_exactly_these_ops(tmp_path):
+    """Linear layers are MatMul + Add; only the head, which is two-dimensional, is one Gemm. Nothing is reshaped around them."""
+    export(source, ExportSpec(tmp_path / "vit.onnx", verify=False))
+    nodes = onnx.load(tmp_path / "vit.onnx").graph.node
+    block = Counter(
+        LayerNormalization=2,
+        MatMul=6,  # qkv, q k^T, weights times v, proj, fc1, fc2
+        Add=7,  # a bias each for qkv, proj, fc1 and fc2; two residuals; the 1 of GELU
+        Reshape=2,  # into heads and out of them
+        Transpose=3,  # heads to the front, k^T, heads back
+        Gather=3,  # q, k and v out of their packed tensor
+        Mul=3,  # the scale of q, two in GELU
+        Div=1,
+        Erf=1,
+        Softmax=1,
+    )
+    stem = Counter(Conv=1, Reshape=1, Transpose=1, Concat=1, Add=1)
+    token = Counter(Shape=1, Squeeze=1, Reshape=1, Concat=1, Expand=1)  # the class token, once an image
+    top = Counter(LayerNormalization=1, Gather=1, Gemm=1)
+    assert Counter(node.op_type for node in nodes) == block + block + stem + token + top
+    linear = [node for node in nodes if node.op_type == "MatMul" and "." in node.input[1] and "/" not in node.input[1]]
+    names = [f"blocks.{b}.{layer}.weight" for b in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert [node.input[1] for node in linear] == names
+    readers = {value: node for node in nodes for value in node.input}
+    for node in linear:
+        assert readers[node.output[0]].op_type == "Add"
+        assert node.input[1].replace(".weight", ".bias") in readers[node.output[0]].input
+
+
+# --- how it is exported -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_call_gives_the_same_bytes(tmp_path):
+    for name in ("a.onnx", "b.onnx"):
+        export(source, ExportSpec(tmp_path / name))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_weights_beside_the_model_give_the_same_numbers(tmp_path):
+    inside = export(source, ExportSpec(tmp_path / "inside.onnx"))
+    beside = export(source, ExportSpec(tmp_path / "beside.onnx", external_data=True))
+    assert inside.external_files == ()
+    assert beside.external_files == ("beside.onnx.data",)
+    batch = {"pixel_values": np.random.default_rng(0).standard_normal((3, 3, 32, 32), dtype=np.float32)}
+    for ours, theirs in zip(session_of(inside.out).run(None, batch), session_of(beside.out).run(None, batch), strict=True):
+        np.testing.assert_array_equal(ours, theirs)  # the same graph and numbers, so no tolerance
+
+
+def test_without_verification_the_file_says_that_nothing_was_proven(tmp_path):
+    report = export(source, ExportSpec(tmp_path / "vit.onnx", verify=False))
+    assert report.parity is None
+    manifest, _ = read_manifest(report.out)
+    assert (manifest.golden, manifest.parity) == (None, None)
+
+
+def test_the_network_is_let_go_before_the_file_is_verified(tmp_path):
+    """So that the weights are not held twice."""
+    made, alive = [], {}
+
+    def make() -> Source:
+        model = init_weights(ViT(TINY))
+        made.append(weakref.ref(model))
+        return source_of(model)
+
+    export(make, ExportSpec(tmp_path / "vit.onnx"), lambda name, detail: alive.update({name: made and made[0]() is not None}))
+    assert alive["reference"]
+    assert not alive["verify"]
+
+
+@pytest.mark.parametrize("opset", [MIN_OPSET - 1, MAX_OPSET + 1, 0, -1, 99])
+def test_an_opset_that_is_not_written_is_refused_with_the_range(tmp_path, opset):
+    with pytest.raises(InputError, match=f"got opset {opset}, expected 18 to 23: .*; leave --opset out for 18") as raised:
+        ExportSpec(tmp_path / "vit.onnx", opset=opset)
+    assert "\n" not in str(raised.value)
+
+
+# --- a graph that is wrong --------------------------------------------------------------------------------------------
+
+
+class TanhMlp(nn.Module):
+    """The MLP with the other GELU, the tanh approximation, which the traced network does not have."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def other_gelu() -> ViT:
+    model = init_weights(ViT(TINY), 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10)  # GELU's two forms differ by 1e-4 of numbers around 1, and hardly where all is near 0
+    model.blocks[1].mlp = TanhMlp(model.blocks[1].mlp)
+    return model
+
+
+def not_a_number() -> ViT:
+    model = init_weights(ViT(TINY), 1)
+    with torch.no_grad():
+        model.norm.bias[3] = float("nan")
+    return model
+
+
+def last_token() -> ViT:
+    """The network pools the last patch instead of the class token."""
+
+    class LastToken(ViT):
+        def pool(self, tokens: Tensor) -> Tensor:
+            return tokens.select(1, -1)
+
+    return init_weights(LastToken(TINY), 1)
+
+
+@pytest.mark.parametrize(("make", "external", "earlier"), [(other_gelu, False, None), (last_token, True, b"an earlier model")])
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path, make, external, earlier):
+    """What is traced is the network of the configuration; this one is another, and verification must see it."""
+    out = tmp_path / "vit.onnx"
+    if earlier:
+        out.write_bytes(earlier)
+    with pytest.raises(VerificationError, match=r"does not compute what PyTorch computes: .* nothing was written") as raised:
+        export(lambda: source_of(make()), ExportSpec(out, force=True, external_data=external))
+    assert "\n" not in str(raised.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ({"vit.onnx": earlier} if earlier else {})
+
+
+def test_the_same_wrong_graph_is_written_when_nobody_asks_for_proof(tmp_path):
+    export(lambda: source_of(other_gelu()), ExportSpec(tmp_path / "vit.onnx", verify=False))
+    assert (tmp_path / "vit.onnx").exists()
+
+
+def test_a_network_that_gives_nan_is_not_written(tmp_path):
+    with pytest.raises(VerificationError, match=r"holds NaN or Inf, .* nothing was written") as raised:
+        export(lambda: source_of(not_a_number()), ExportSpec(tmp_path / "vit.onnx"))
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
