@@ -1,0 +1,19 @@
+"""How users of the runtime write it; type-checked against the editable install and the wheel, never run."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import vit_runtime as vit
+
+
+def classify(photo: str) -> list[vit.Label]:
+    """One image, a list, an iterator, an embedding."""
+    model = vit.load("vit.onnx", provider="cpu", threads=1)
+    one: vit.Prediction = model.predict(photo)
+    several: list[vit.Prediction] = model.predict([photo, photo])
+    names: list[str] = [prediction.top(1)[0].name for prediction in model.predict(iter([Path(photo)]))]
+    vector: npt.NDArray[np.float32] = model.embed(b"encoded")
+    assert len(several) == len(names) == len(vector)
+    return one.top(5)
