@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx import defs
 
@@ -200,9 +201,12 @@ def _apply(graph: ir.Model, passes: Sequence[ir.passes.PassBase]) -> tuple[ir.Mo
 def _verify(path: Path, manifest: Manifest) -> Report:
     session, provider = create_session(path, "cpu")
     names = [output.name for output in manifest.outputs]
-    report = check_record(
-        lambda batch: dict(zip(names, session.run(names, {INPUT: batch}), strict=True)), manifest, provider, limits=FLOAT32_LIMITS
-    )
+
+    def run(batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        values: list[Any] = list(session.run(names, {INPUT: batch}))
+        return dict(zip(names, values, strict=True))
+
+    report = check_record(run, manifest, provider, limits=FLOAT32_LIMITS)
     if not report.passed:
         worst = next(check for check in report.checks if not check.passed)
         where = f"{worst.output} at batch size {worst.batch_size} {_fault(worst, report.limits)}"
