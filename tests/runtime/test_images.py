@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -246,13 +247,34 @@ def test_a_missing_file_a_folder_and_an_impossible_name_are_refused(tmp_path: Pa
     refusal("two\nlines.jpg")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
-    """The system's reason is passed on."""
-    path = tmp_path / "a.png"
-    path.write_bytes(encode(Image.fromarray(picture()), "PNG"))
-    path.chmod(0)
-    assert "Permission denied" in refusal(path)
+AS_NOBODY = """
+import os, sys
+import PIL.Image
+from vit_runtime.errors import ImageError
+from vit_runtime.images import open_rgb
+PIL.Image.init()  # the decoders, while this user may still read them
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        print(open_rgb(path).size)
+    except ImageError as error:
+        print(error)
+"""
+
+
+def test_a_file_without_permission_is_refused() -> None:
+    """The system's reason is passed on. Root may read everything, so the test gives root's rights up first."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        readable, locked = Path(name) / "readable.png", Path(name) / "locked.png"
+        for path, mode in ((readable, 0o644), (locked, 0)):
+            path.write_bytes(encode(Image.fromarray(picture()), "PNG"))
+            path.chmod(mode)
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, readable, locked], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "(56, 40)"
+    assert "Permission denied" in second
 
 
 def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
