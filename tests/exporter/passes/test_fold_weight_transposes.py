@@ -9,6 +9,7 @@ from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes, tra
 
 HEAD = '<ir_version: 10, opset_import: ["": 18]> main '
 LINEAR = f"{HEAD}(float[3, 4] x, float[2, 4] w) => (float[3, 2] out) {{ t = Transpose<perm = [1, 0]>(w)  out = MatMul(x, t) }}"
+SQUARE = f"{HEAD}(float[2, 3] x, float[3, 3] w) => (float[2, 3] out) {{ t = Transpose<perm = [1, 0]>(w)  out = MatMul(x, t) }}"
 FOUR_AXES = f"""{HEAD}(float[5, 2, 4, 3] x, float[2, 3, 4, 5] w) => (float[5, 2, 4, 3] out)
 {{ t = Transpose<perm = [3, 0, 2, 1]>(w)  out = Add(x, t) }}"""
 CHAIN = f"""{HEAD}(float[4, 2, 3] x, float[2, 3, 4] w) => (float[4, 2, 3] out)
@@ -38,7 +39,7 @@ def run(model: ir.Model) -> np.ndarray:
     return session.run(["out"], {"x": np.arange(np.prod(shape), dtype=np.float32).reshape(shape)})[0]
 
 
-@pytest.mark.parametrize(("text", "shape"), [(LINEAR, [4, 2]), (FOUR_AXES, [5, 2, 4, 3]), (CHAIN, [4, 2, 3])])
+@pytest.mark.parametrize(("text", "shape"), [(LINEAR, [4, 2]), (SQUARE, [3, 3]), (FOUR_AXES, [5, 2, 4, 3]), (CHAIN, [4, 2, 3])])
 def test_a_transposed_weight_is_stored_the_way_it_is_read(text, shape):
     model = graph(text)
     before = run(model)
