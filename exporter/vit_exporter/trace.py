@@ -6,7 +6,8 @@ import dataclasses
 import gc
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import onnx_ir as ir
@@ -68,15 +69,13 @@ def _numbers(weight: Tensor) -> ir.TensorProtocol:
     return ir.Tensor(weight.detach().numpy())
 
 
-class _quiet:  # noqa: N801 - reads as a verb
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
     """Keep a logger's warnings to itself: torch names every optional package that it does not find."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -82,15 +83,13 @@ class Command(click.Command):
 def output_options(function: F) -> F:
     """Add --json and -q, handed over as `console`."""
 
+    @functools.wraps(function)
     def wrapped(*, as_json: bool, quiet: bool, **options: Any) -> Any:
         return function(console=Console(as_json, quiet), **options)
 
-    wrapped.__doc__ = function.__doc__
-    wrapped.__name__ = function.__name__
-    wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    wrapped = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, and with --json the document.")(wrapped)
-    wrapped = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else there.")(wrapped)
-    return wrapped  # type: ignore[return-value]
+    quietly = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, and with --json the document.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else there.")
+    return cast(F, as_json(quietly(wrapped)))
 
 
 def shown(path: object) -> str:
