@@ -1,0 +1,279 @@
+"""Damaged and hostile files by the thousand: `open_checkpoint` gives a checkpoint or one clear line, soon and in little memory.
+
+Seeds are fixed, so a failure repeats: its message has the container and the number of the input. The fast test takes some hundred inputs
+of each container, the slow one FUZZ_INPUTS (20,000 without that variable).
+"""
+
+import io
+import json
+import os
+import random
+import resource
+import struct
+import sys
+import time
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from vit_models.checkpoints.files import open_checkpoint
+from vit_models.checkpoints.plan import Options
+from vit_models.errors import CheckpointError
+
+SECONDS = 5.0  # for one input; an ordinary one takes a millisecond, the longest pickle allowed two seconds
+MEBIBYTES = 150  # for all inputs of a container together; each file has less than 0.1
+
+Mutation = Callable[[random.Random, bytes], bytes]
+WEIGHTS = {f"blocks.{n}.weight": torch.arange(12.0).reshape(3, 4) + n for n in range(4)} | {"half": torch.ones(5, dtype=torch.bfloat16)}
+CHECKPOINT = {
+    "model": WEIGHTS,
+    "model_ema": WEIGHTS,
+    "epoch": 3,
+    "args": Namespace(lr=0.1, name="vit"),
+    "best": np.float64(1),
+    "on": {1, 2},
+}
+INTERESTING = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    65535,
+    1 << 24,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 40,
+    (1 << 63) - 1,
+    (1 << 64) - 1,
+]
+ODD_VALUES: list[Any] = [
+    *(None, True, -1, 0, 1, 3.5, 1e400, 2**31, 2**63, 2**64, 10**12, 10**40, "", "F32", "F64", "I4", "../x", "\ud800", "\n\x1b[2J"),
+    *([], {}, [[]], [0], [0, 4], [4, 0], [10**6, 10**6], [2**62, 4], [-1], [1] * 40, ["0"], {"dtype": "F32"}, "x" * 3000),
+]
+
+
+# ---- mutations of bytes ----------------------------------------------------------------------------------------------------------------
+
+
+def flip(rng: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 8, 64])):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def number(rng: random.Random, data: bytes) -> bytes:
+    width = rng.choice([1, 2, 4, 8])
+    at = rng.randrange(max(1, len(data) - width))
+    return data[:at] + (rng.choice(INTERESTING) % (1 << 8 * width)).to_bytes(width, "little") + data[at + width :]
+
+
+def cut(rng: random.Random, data: bytes) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def splice(rng: random.Random, data: bytes) -> bytes:
+    a, b, c = sorted(rng.randrange(len(data)) for _ in range(3))
+    return rng.choice([data[:a] + data[b:], data[:b] + data[a:], data[:a] + data[b:c] + data[a:b] + data[c:], data + data[a:b]])
+
+
+def insert(rng: random.Random, data: bytes) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + rng.randbytes(rng.choice([1, 4, 100])) + data[at:]
+
+
+def digits(rng: random.Random, data: bytes) -> bytes:
+    places = [place for place, byte in enumerate(data[:4000]) if 48 <= byte <= 57]
+    if not places:
+        return flip(rng, data)
+    at = rng.choice(places)
+    return data[:at] + str(rng.choice(INTERESTING)).encode() + data[at + 1 :]
+
+
+BYTES: list[Mutation] = [flip, number, cut, splice, insert, digits]
+
+
+def head(mutation: Mutation) -> Mutation:
+    """The mutation within the first 300 bytes, where formats keep their numbers."""
+    return lambda rng, data: mutation(rng, data[:300]) + data[300:]
+
+
+def tail(mutation: Mutation) -> Mutation:
+    """The mutation within the last 600 bytes, where a zip keeps its directory."""
+    return lambda rng, data: data[:-600] + mutation(rng, data[-600:])
+
+
+# ---- mutations of structure --------------------------------------------------------------------------------------------------------------
+
+
+def odd_json(rng: random.Random, value: Any) -> Any:
+    """A JSON value with one or more places changed."""
+    if rng.random() < 0.15:
+        return rng.choice(ODD_VALUES)
+    if isinstance(value, dict) and value:
+        key = rng.choice(list(value))
+        changed = {**value, key: odd_json(rng, value[key])}
+        if rng.random() < 0.3:
+            changed[rng.choice(["", "a\0b", "\u202e", "x" * 2000, "module.a", key + ".", "__metadata__"])] = changed.pop(key)
+        return changed
+    if isinstance(value, list) and value:
+        at = rng.randrange(len(value))
+        return [*value[:at], odd_json(rng, value[at]), *value[at + 1 :]]
+    return rng.choice(ODD_VALUES)
+
+
+def safetensors_header(rng: random.Random, data: bytes) -> bytes:
+    length = struct.unpack("<Q", data[:8])[0]
+    text = json.dumps(odd_json(rng, json.loads(data[8 : 8 + length]))).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def in_member(ending: str, mutations: list[Mutation]) -> Mutation:
+    """A change within one member of a zip, which is written anew with right checksums."""
+
+    def change(rng: random.Random, data: bytes) -> bytes:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w", rng.choice([0, 0, 8])) as new:
+            chosen = rng.choice([name for name in old.namelist() if name.endswith(ending)])
+            for name in old.namelist():
+                content = old.read(name)
+                new.writestr(name, rng.choice(mutations)(rng, content or b"\0") if name == chosen else content)
+        return stream.getvalue()
+
+    return change
+
+
+# What a pickle may be made to do: name things, call them, build, copy, repeat.
+FRAGMENTS = [
+    *(
+        b"cos\nsystem\n",
+        b"cbuiltins\nexec\n",
+        b"X\4\0\0\0exit\x85R",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"cargparse\nNamespace\n)\x81",
+    ),
+    *(b"ccollections\nOrderedDict\n)R", b"ctorch\nFloatStorage\n", b"cnumpy\ndtype\n", b"c__torch__.a\nB\n)\x81", b"ctorch\nSize\n"),
+    *(b"}", b"]", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"R", b"\x81", b"b", b"s", b"u", b"a", b"e", b"Q", b"0", b"2", b"1", b"."),
+    *(b"h\0", b"h\1", b"q\0", b"q\5", b"\x94", b"N", b"\x88", b"K\7", b"J\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x93"),
+    *(b"B\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8, b"X\xff\xff\xff\xff", b"r\xff\xff\xff\xff", b"\x95" + b"\xff" * 8, b"I1\n", b"\x82\1"),
+]
+
+
+def opcodes(rng: random.Random, data: bytes) -> bytes:
+    for _ in range(rng.choice([1, 1, 2, 5, 30])):
+        at = rng.randrange(2, len(data)) if len(data) > 2 else 0
+        data = data[:at] + rng.choice(FRAGMENTS) * rng.choice([1, 1, 1, 3, 1000]) + data[at + rng.choice([0, 0, 1, 2]) :]
+    return data
+
+
+def index(rng: random.Random, data: bytes) -> bytes:
+    document = odd_json(rng, json.loads(data))
+    return rng.choice([json.dumps(document).encode(), json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")])
+
+
+# ---- the containers --------------------------------------------------------------------------------------------------------------------
+
+
+def torch_bytes(value: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream, **options)
+    return stream.getvalue()
+
+
+def npz_bytes(save_npz: Any) -> bytes:
+    stream = io.BytesIO()
+    save_npz(stream, **{f"Transformer/{name}": tensor.float().numpy() for name, tensor in WEIGHTS.items()})
+    return stream.getvalue()
+
+
+def scripted_bytes() -> bytes:
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), torch.ones(1, 3)), stream)
+    return stream.getvalue()
+
+
+ZIP = [*BYTES, *map(tail, BYTES), *map(head, BYTES)]
+PICKLE = [*BYTES, opcodes, opcodes, opcodes]
+CONTAINERS: dict[str, tuple[Callable[[], list[bytes]], list[Mutation]]] = {
+    "safetensors": (lambda: [save(WEIGHTS, {"format": "pt"})], [*map(head, BYTES), *BYTES, *[safetensors_header] * 12]),
+    "npz": (lambda: [npz_bytes(np.savez), npz_bytes(np.savez_compressed)], [*ZIP, *[in_member(".npy", list(map(head, BYTES)))] * 12]),
+    "torch": (
+        lambda: [torch_bytes(CHECKPOINT), torch_bytes(WEIGHTS, pickle_protocol=4)],
+        [*ZIP, *[in_member("data.pkl", PICKLE)] * 30, in_member("", BYTES)],
+    ),
+    "torchscript": (lambda: [scripted_bytes()], [*ZIP, *[in_member("data.pkl", PICKLE)] * 30]),
+    "legacy": (
+        lambda: [torch_bytes(CHECKPOINT, _use_new_zipfile_serialization=False)],
+        [*BYTES, *map(head, BYTES), *[opcodes] * 6, *[head(opcodes)] * 3],
+    ),
+    "index": (lambda: [json.dumps({"weight_map": dict.fromkeys(WEIGHTS, "one.safetensors")}).encode()], [*BYTES, *[index] * 6]),
+    "config": (lambda: [b'{"hidden_size": 4, "id2label": {"0": "cat"}}'], [*BYTES, *[index] * 6]),
+}
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
+
+
+def fuzz(container: str, folder: Path, inputs: int) -> dict[str, int]:
+    """How many inputs were read and how many refused. Asserts that nothing else happens."""
+    make, mutations = CONTAINERS[container]
+    originals = make()
+    name = {"index": "model.safetensors.index.json", "config": "config.json"}.get(container, "weights")
+    if container != "config":
+        (folder / "one.safetensors").write_bytes(save(WEIGHTS))
+    else:
+        (folder / "model.safetensors").write_bytes(save(WEIGHTS))
+    target = folder if name.endswith(".json") else folder / name
+    counts, before = {"read": 0, "refused": 0}, peak_mib()
+    for n in range(inputs):
+        rng = random.Random(f"{container} {n}")
+        data = rng.choice(originals)
+        data = rng.choice(mutations)(rng, data)
+        for _ in range(rng.choice([0, 0, 0, 1, 2])):
+            data = rng.choice(BYTES)(rng, data or b"\0")
+        (folder / name).write_bytes(data)
+        began = time.perf_counter()
+        try:
+            file = open_checkpoint(target, Options(weights=rng.choice([None, None, "ema", "model"])))
+            for tensor in file.tensors:
+                assert tuple(file.read(tensor).shape) == file.shape(tensor)
+                file.release(tensor)
+            counts["read"] += 1
+            said = ""
+        except CheckpointError as error:
+            counts["refused"] += 1
+            said = str(error)
+        except BaseException as error:  # whatever it is, what was read must be told; pytest.raises could not
+            raise AssertionError(f"{container} {n}: {error!r}") from error
+        assert said.isprintable(), f"{container} {n}: {said}"
+        assert time.perf_counter() - began < SECONDS, f"{container} {n}"
+        assert peak_mib() - before < MEBIBYTES, f"{container} {n}"
+        assert not (folder / "PWNED").exists(), f"{container} {n}"
+    return counts
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    counts = fuzz(container, tmp_path, 300)  # TorchScript warns that it will go, zipfile of names that were made to be the same
+    assert counts["refused"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_many_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    counts = fuzz(container, tmp_path, int(os.environ.get("FUZZ_INPUTS", "20000")))
+    print(f"{container}: {counts}")
