@@ -60,11 +60,11 @@ def open_checkpoint(path: Path, options: Options = Options()) -> CheckpointFile:
     """
     with _clear_errors(path):
         chosen = _choose(path)
+        documents, left_out = _documents(path)
         if chosen.index is None and _container(MappedFile(chosen.files[0])) == "onnx":
             from vit_models.checkpoints.onnx_graph import open_onnx
 
-            return open_onnx(chosen.files[0])
-        documents, left_out = _documents(path)
+            return dataclasses.replace(open_onnx(chosen.files[0]), documents=documents, notes=(*chosen.notes, *left_out))
         content = _read_one(chosen.files[0]) if chosen.index is None else _read_shards(chosen.files, chosen.index)
         unwrapped = unwrap(content.tree, options.weights)
         state = unwrapped.state

@@ -111,7 +111,7 @@ def classes(document: Document, file: CheckpointFile, head: str) -> tuple[int, t
 
     Raises: CheckpointError where config.json names another number of classes than the head has rows.
     """
-    names = _names(document)
+    names = label_names(document)
     default = 2 if names is None else len(names)  # transformers' number of classes where config.json says nothing
     info = file.tensors.get(f"{head}.weight")
     count = info.shape[0] if info is not None and info.shape else default
@@ -125,7 +125,8 @@ def classes(document: Document, file: CheckpointFile, head: str) -> tuple[int, t
     return count, names
 
 
-def _names(document: Document) -> tuple[str, ...] | None:
+def label_names(document: Document) -> tuple[str, ...] | None:
+    """config.json's names of the classes, in their order. Raises: CheckpointError."""
     if not document.has("id2label"):
         return None
     given = document.child("id2label").values
@@ -193,7 +194,7 @@ def finish(plan: Plan, file: CheckpointFile, options: Options, vision: Document)
     image = vision.size("image_size", (224, 224))
     size = options.img_size or image
     model_type = Document("config.json", file.documents["config.json"]).text("model_type")
-    given = _processor(file)
+    given = image_processor(file)
     if given is not None:
         prepared = preprocessing.from_hugging_face(given.values, size, model_type, config.in_chans)
     else:
@@ -227,7 +228,7 @@ def _image_size(given: Document) -> tuple[int, int] | None:
     return (sides.integer("height"), sides.integer("width")) if sides.has("height") and sides.has("width") else None
 
 
-def _processor(file: CheckpointFile) -> Document | None:
+def image_processor(file: CheckpointFile) -> Document | None:
     """The image processor's document; transformers 5 keeps that of a model with a text tower inside processor_config.json."""
     if "preprocessor_config.json" in file.documents:
         return Document("preprocessor_config.json", file.documents["preprocessor_config.json"])
