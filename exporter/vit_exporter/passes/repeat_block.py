@@ -11,12 +11,14 @@ import onnx_ir as ir
 from vit_exporter.passes.name_by_module import scopes_of
 
 TRACED = "blocks.0"
+SHARED = "rope"
 
 
 class RepeatBlock(ir.passes.InPlacePass):
     """Put copies of block 0 in front of it, so that the traced block becomes the last of `depth`.
 
     Nodes outside the block that read its input (the class token's attention does) then read the last block's input.
+    The angles of rotary positions are the same for every block.
     Weights and names follow: `blocks.0.attn.proj.bias` gives `blocks.1.attn.proj.bias` and so on.
     Raises: ir.passes.PreconditionError unless the graph has exactly one block that reads and writes one float value.
     """
@@ -58,10 +60,15 @@ def _block(model: ir.Model) -> list[ir.Node]:
 
 
 def _reads(block: list[ir.Node]) -> list[ir.Value]:
-    """What the block computes with but does not make: floats that are no weights."""
+    """What the block computes with but does not make: floats that are no weights and not the angles that all blocks share."""
     inside = {id(node) for node in block}
     values = {id(value): value for node in block for value in node.inputs if value is not None and not value.is_initializer()}
-    return [value for value in values.values() if value.dtype == ir.DataType.FLOAT and id(value.producer()) not in inside]
+    floats = [value for value in values.values() if value.dtype == ir.DataType.FLOAT and id(value.producer()) not in inside]
+    return [value for value in floats if not _is_shared(value.producer())]
+
+
+def _is_shared(node: ir.Node | None) -> bool:
+    return node is not None and SHARED in scopes_of(node)
 
 
 def _writes(block: list[ir.Node]) -> list[ir.Value]:
@@ -84,7 +91,7 @@ def _copy(model: ir.Model, node: ir.Node, source: int, index: int, replaced: dic
     name = _renumber(node.name, source, index)
     copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs), name=name)
     for old, new in zip(node.outputs, copy.outputs, strict=True):
-        new.name, new.shape, new.type = _renumber(old.name, source, index), old.shape, old.type
+        new.name, new.shape, new.type = name if old.is_graph_output() else _renumber(old.name, source, index), old.shape, old.type
         replaced[id(old)] = new
     return copy
 

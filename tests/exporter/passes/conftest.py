@@ -1,0 +1,111 @@
+"""Small graphs for the passes: their weights, their numbers, and a network before and after a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
+from vit_exporter.passes.simplify import Simplify
+from vit_exporter.reference import float32_outputs, float64_outputs
+from vit_exporter.trace import trace
+from vit_models import ViT, ViTConfig
+from vit_runtime.parity import FLOAT32_LIMITS, measure, scale_of
+
+BATCH = 5  # divides nothing
+FUNCTION = '<domain: "local", opset_import: ["": 18]> f (a) => (b) { b = Identity(a) }'
+
+
+def _random(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def weighted() -> Callable[..., ir.Model]:
+    """Parses a graph, with shapes inferred; the inputs that are `weights` become initialisers of random numbers."""
+
+    def make(text: str, weights: str) -> ir.Model:
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True))
+        for value in list(model.graph.inputs):
+            if value.name in weights.split():
+                model.graph.inputs.remove(value)
+                numbers = _random(tuple(value.shape.numpy()), sum(value.name.encode()))
+                value.const_value = ir.tensor(numbers, name=value.name)
+                model.graph.register_initializer(value)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[[ir.Model], list[np.ndarray]]:
+    """Gives the graph's outputs for random inputs, by onnxruntime itself."""
+
+    def numbers(model: ir.Model) -> list[np.ndarray]:
+        proto = ir.to_proto(model)
+        onnx.checker.check_model(proto, full_check=True)
+        session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        shapes = {value.name: [BATCH if isinstance(size, str) else size for size in value.shape] for value in session.get_inputs()}
+        return session.run(None, {name: _random(tuple(shape), index + 1) for index, (name, shape) in enumerate(shapes.items())})
+
+    return numbers
+
+
+@pytest.fixture(scope="session")
+def written() -> Callable[[ir.Model], bytes]:
+    """The graph's bytes, to tell whether it changed."""
+    return lambda model: ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+@pytest.fixture(scope="session")
+def with_function() -> Callable[[str], ir.Model]:
+    """The graph beside a local function."""
+    return lambda text: ir.from_onnx_text(text + FUNCTION)
+
+
+@pytest.fixture(scope="session")
+def simplified() -> Callable[[ViT, int], ir.Model]:
+    """A network's graph as the first passes leave it."""
+    return lambda model, opset: FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model
+
+
+@pytest.fixture(scope="session")
+def random_network() -> Callable[..., ViT]:
+    """A network all of whose parameters are random numbers, so that a lost one is seen."""
+
+    def make(outputs: tuple[str, ...] | None = None, dynamic_size: bool = False, **fields: object) -> ViT:
+        sizes = {"img_size": (16, 24), "patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 3, "mlp_dim": 40, "num_classes": 10}
+        model = ViT(ViTConfig(**{**sizes, **fields}), outputs, dynamic_size).eval()
+        for index, parameter in enumerate(model.parameters()):
+            spread = 0.2 if parameter.ndim > 1 else 0.5
+            parameter.data.copy_(parameter.data.new_tensor(_random(tuple(parameter.shape), index) * spread))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def worst_floors() -> Callable[[ViT, ir.Model], float]:
+    """How far the graph is from float64 PyTorch, in float32 PyTorch's own errors, root mean square: files are held to 2.
+
+    The worst of the outputs, over 60 images of batch 5.
+    """
+
+    def judge(model: ViT, graph: ir.Model) -> float:
+        session = ort.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+        images = _random((60, 3, *model.config.img_size), 4)
+        truth, single = float64_outputs(model, images), float32_outputs(model, images)
+        batches = [session.run(list(model.outputs), {"pixel_values": images[at : at + BATCH]}) for at in range(0, len(images), BATCH)]
+        worst = 0.0
+        for index, name in enumerate(model.outputs):
+            found, scale = np.concatenate([batch[index] for batch in batches]), scale_of(truth[name])
+            worst = max(worst, measure(truth[name], found, scale).rms / measure(truth[name], single[name], scale).rms)
+        return worst
+
+    assert FLOAT32_LIMITS.rms == 2
+    return judge
