@@ -51,9 +51,9 @@ def test_the_public_names_are_these():
         "random_source",
     ]  # fmt: skip
     assert vit_models.__all__ == [
-        "ARCHS", "DEFAULT_ARCH", "DIGITS", "OUTPUT_NAMES", "Checkpoint", "CheckpointError", "ConfigError", "ModelError", "Pool",
-        "UnknownArchError", "ViT", "ViTConfig", "arch_names", "check_outputs", "digits_checkpoint", "find_arch", "init_weights",
-        "load_checkpoint", "save_checkpoint",
+        "ARCHS", "DEFAULT_ARCH", "DIGITS", "OUTPUT_NAMES", "CheckpointError", "ConfigError", "ModelError", "OptionError", "Options",
+        "Pool", "Rope", "Spec", "UnknownArchError", "ViT", "ViTConfig", "arch_names", "check_outputs", "digits_checkpoint",
+        "find_arch", "formats", "init_weights", "inspect", "load", "save_checkpoint",
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ ModelError (ValueError)
 |-- ConfigError        a configuration that no Vision Transformer can have
 |   `-- UnknownArchError   a name that is not in the zoo
 `-- CheckpointError    a file of weights that is unreadable, unsafe or contradicts itself
+    `-- OptionError        what the user said of the file cannot be: a format, an architecture, an argument
 """
 
 
@@ -21,3 +22,7 @@ class UnknownArchError(ConfigError):
 
 class CheckpointError(ModelError):
     """A checkpoint that is unreadable, unsafe or contradicts itself."""
+
+
+class OptionError(CheckpointError):
+    """What the user said of a checkpoint cannot be; it is mended where it was said, not in the file."""

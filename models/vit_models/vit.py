@@ -151,7 +151,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.activation, self.gated = config.activation, config.gated_mlp
+        self.activation: Activation = config.activation
+        self.gated = config.gated_mlp
         self.fc1 = nn.Linear(config.embed_dim, config.mlp_dim * (2 if config.gated_mlp else 1))
         self.norm = nn.LayerNorm(config.mlp_dim, eps=config.layer_norm_eps) if config.mlp_norm else None
         self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim)

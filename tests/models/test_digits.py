@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vit_models import ViT, digits_checkpoint, load_checkpoint
+from vit_models import digits_checkpoint, load
 
 load_digits = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "digits_data.py"))["load_digits"]
 
@@ -16,14 +16,12 @@ def test_file_is_small_enough_to_ship() -> None:
 
 
 def test_labels_are_the_ten_digits() -> None:
-    assert load_checkpoint(digits_checkpoint()).labels == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert load(digits_checkpoint())[1].labels == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
 def test_reads_the_heldout_digits() -> None:
-    checkpoint = load_checkpoint(digits_checkpoint())
-    model = ViT(checkpoint.config).eval()
-    model.load_state_dict(checkpoint.state_dict)
-    steps = checkpoint.preprocessing
+    model, spec = load(digits_checkpoint())
+    steps = spec.preprocessing
     assert steps is not None
     images, labels = load_digits("heldout")
     rgb = np.repeat(images[:, None], 3, axis=1).astype(np.float32)

@@ -21,9 +21,7 @@ def by_torch(table: Tensor, size: tuple[int, int], method: Resample) -> Tensor:
         out = F.interpolate(grid, scale_factor=scale, mode="bicubic")
     else:
         mode = "bicubic" if method.startswith("bicubic") else "bilinear"
-        out = F.interpolate(
-            grid, size=size, mode=mode, antialias="antialias" in method, align_corners="align_corners" in method or None
-        )
+        out = F.interpolate(grid, size=size, mode=mode, antialias="antialias" in method, align_corners="align_corners" in method or None)
     assert out.shape[2:] == size
     return out[0].permute(1, 2, 0)
 

@@ -139,7 +139,7 @@ def left_over(size: tuple[int, int], seen: tuple[int, int], patch_size: int) -> 
     if seen == size:
         return ()
     whole, part = (f"{height} x {width}" for height, width in (size, seen))
-    return (f"patches of {patch_size} cover {part} of the {whole} pixels of the source's images: they are prepared as such, and then cut",)
+    return (f"patches of {patch_size} cover {part} of the {whole} pixels of the source's images, which are prepared whole and then cut",)
 
 
 def shape(file: CheckpointFile, name: str, *axes: str) -> tuple[int, ...]:

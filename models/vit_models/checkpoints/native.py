@@ -7,38 +7,33 @@ The tensors carry the names of `ViT.state_dict()`. The header's metadata has one
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from vit_models.checkpoints.documents import Document
+from vit_models.checkpoints.plan import CheckpointFile, Options, Plan, take
+from vit_models.checkpoints.preprocessing import resized
+from vit_models.config import Rope, ViTConfig
+from vit_models.errors import CheckpointError, OptionError
+from vit_models.shapes import parameter_shapes
 
-from vit_models.config import ViTConfig
-from vit_models.errors import CheckpointError, ConfigError
-from vit_models.vit import ViT
+if TYPE_CHECKING:
+    from vit_models.vit import ViT
 
+NAME = "vit-deploy"
+TITLE = "vit-deploy's own safetensors"
 KEY = "vit_deploy"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A network's weights, memory-mapped float32, and what their file says about them."""
-
-    config: ViTConfig
-    state_dict: Mapping[str, Tensor]
-    labels: tuple[str, ...] | None
-    preprocessing: Mapping[str, Any] | None
-    sha256: str
-
-
 def save_checkpoint(path: Path, model: ViT, labels: Sequence[str] | None = None, preprocessing: Mapping[str, Any] | None = None) -> None:
-    """Write the model's weights with their configuration, labels and preprocessing to one safetensors file."""
+    """Write the model's weights with their configuration, labels and preprocessing to one safetensors file.
+
+    Without `preprocessing`, the JSON form of `vit_runtime.Preprocessing`, pictures are prepared as in the ViT paper's code.
+    """
+    from safetensors.torch import save_file
+
     facts: dict[str, Any] = {"config": dataclasses.asdict(model.config)}
     if labels is not None:
         facts["labels"] = list(labels)
@@ -47,71 +42,48 @@ def save_checkpoint(path: Path, model: ViT, labels: Sequence[str] | None = None,
     save_file(dict(model.state_dict()), path, metadata={KEY: json.dumps(facts, sort_keys=True)})
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a file that `save_checkpoint` wrote; names, shapes and dtypes must be exactly the configuration's.
+def recognise(file: CheckpointFile) -> bool:
+    """Whether `save_checkpoint` wrote it: nobody else's header has our key."""
+    return file.container == "safetensors" and KEY in file.metadata
 
-    Raises: CheckpointError.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = _facts(path, file.metadata())
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors checkpoint that can be read ({error}); expected a file that `save_checkpoint` wrote"
-        ) from error
-    config = _config(path, facts.get("config"))
-    _check_tensors(path, config, state)
-    labels, preprocessing = facts.get("labels"), facts.get("preprocessing")
+
+def plan(file: CheckpointFile, options: Options) -> Plan:
+    """The network that the header describes; every tensor is a parameter. Raises: CheckpointError."""
+    if given := [*(["--arch"] if options.arch else []), *(f"--model-arg {name}" for name in options.model_args)]:
+        raise OptionError(f"got {', '.join(given)}, but {file.path} says itself what it is; leave it out")
+    facts = _facts(file)
+    config = _config(facts.child("config"))
+    labels, preprocessing = facts.values.get("labels"), facts.values.get("preprocessing")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise CheckpointError(f"{path}: its labels are not a list of names; expected one name a class")
-    if labels is not None and len(labels) != config.num_classes:
-        raise CheckpointError(f"{path} has {len(labels)} labels for {config.num_classes} classes; expected one name a class")
+        raise facts.unlike("labels", "a list of names, one a class")
     if preprocessing is not None and not isinstance(preprocessing, dict):
-        raise CheckpointError(f"{path}: its preprocessing is not an object; expected a file that `save_checkpoint` wrote")
-    return Checkpoint(config, state, tuple(labels) if labels is not None else None, preprocessing, _sha256(path))
+        raise facts.unlike("preprocessing", "an object")
+    if preprocessing is not None and options.img_size is not None:
+        preprocessing = resized(Document(f"{facts.name}: preprocessing", preprocessing), config.img_size, options.img_size)
+    steps = {name: take(name) for name in parameter_shapes(config)}
+    return Plan(config, steps, {}, tuple(labels) if labels is not None else None, preprocessing)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _facts(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+def _facts(file: CheckpointFile) -> Document:
     try:
-        facts = json.loads((metadata or {})[KEY])
+        return Document(f"{file.path}: the header's {KEY!r} entry", json.loads(file.metadata[KEY]))
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} has no readable {KEY!r} entry in its header; expected a file that `save_checkpoint` wrote"
+            f"{file.path} has no readable {KEY!r} entry in its header; expected a file that `save_checkpoint` wrote"
         ) from error
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{path}: the header's {KEY!r} entry is not an object; expected a file that `save_checkpoint` wrote")
-    return facts
 
 
-def _config(path: Path, fields: Any) -> ViTConfig:
-    try:
-        return ViTConfig(**{**fields, "img_size": tuple(fields["img_size"])})
-    except (TypeError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its configuration is not a Vision Transformer's ({error})") from error
-
-
-def _check_tensors(path: Path, config: ViTConfig, state: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        expected = ViT(config).state_dict()
-    wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    wrong += [f"{name} is not expected" for name in state.keys() - expected.keys()]
-    for name in expected.keys() & state.keys():
-        given, wanted = state[name], expected[name]
-        if given.shape != wanted.shape or given.dtype != wanted.dtype:
-            wrong.append(f"{name} is {given.dtype} {tuple(given.shape)}, expected {wanted.dtype} {tuple(wanted.shape)}")
-        elif not given.isfinite().all():
-            wrong.append(f"{name} holds NaN or Inf")
-    if wrong:
-        first, more = "; ".join(sorted(wrong)[:3]), len(wrong) - 3
+def _config(document: Document) -> ViTConfig:
+    known = {field.name for field in dataclasses.fields(ViTConfig)}
+    if unknown := sorted(document.values.keys() - known):
         raise CheckpointError(
-            f"{path}: {first}{f'; and {more} more' if more > 0 else ''}; the weights do not fit the file's own configuration"
+            f"{document.name} has unknown entries {', '.join(map(repr, unknown[:3]))}; expected a file that `save_checkpoint` wrote"
         )
+    values: dict[str, Any] = {**document.values, "img_size": document.size("img_size")}
+    if document.has("rope"):
+        rope = document.child("rope")
+        span = rope.values.get("span")
+        if span is not None and not (isinstance(span, list) and len(span) == 2 and all(isinstance(side, float) for side in span)):
+            raise rope.unlike("span", "[down, across]")
+        values["rope"] = Rope(rope.number("offset"), tuple(span) if span is not None else None, rope.number("start"))
+    return ViTConfig(**values)

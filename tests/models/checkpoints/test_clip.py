@@ -203,16 +203,16 @@ def test_open_clips_configuration_decides(
 
 def test_images_that_the_patches_do_not_divide_are_cut(tmp_path: Path) -> None:
     """The convolution does not see what is left over below and on the right; at another size, which they divide, nothing is."""
-    model = vision(hidden_act="gelu", image_size=37).double()
+    model = vision(hidden_act="gelu", image_size=37)
     path = configured(tmp_path, stored(model), image_size=37)
     ours, spec = load(path, outputs=("logits",))
     images = torch.randn(2, 3, 37, 37, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
-        torch.testing.assert_close(ours.double()(images[:, :, :32, :32])[0], model(images).image_embeds, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(ours.double()(images[:, :, :32, :32])[0], model.double()(images).image_embeds, rtol=0, atol=TOLERANCE)
     assert spec.preprocessing is not None
     assert spec.preprocessing["resize"] == {"mode": "shortest_edge", "edge": 37}
     assert spec.preprocessing["crop"] == {"height": 32, "width": 32, "rounding": "half_even", "of": {"height": 37, "width": 37}}
-    assert spec.notes == ("patches of 8 cover 32 x 32 of the 37 x 37 pixels of the source's images: they are prepared as such, and then cut",)
+    assert spec.notes == ("patches of 8 cover 32 x 32 of the 37 x 37 pixels of the source's images, which are prepared whole and then cut",)
     asked = inspect(path, Options(img_size=(40, 40))).preprocessing
     assert asked is not None
     assert asked["crop"]["of"] is None

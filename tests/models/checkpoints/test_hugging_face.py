@@ -477,7 +477,8 @@ def test_images_are_prepared_as_preprocessor_config_says_at_the_size_to_run_at(s
     assert spec.preprocessing is not None
     assert spec.preprocessing["resize"] == {"mode": "exact", "height": 24, "width": 32}
     assert (spec.preprocessing["interpolation"], spec.preprocessing["mean"]) == ("bicubic", [0.1, 0.2, 0.3])
-    assert spec.notes == ()
+    (note,) = spec.notes
+    assert "resampled to 24 x 32" in note
 
 
 def test_images_are_prepared_as_the_processor_of_both_towers_says() -> None:
@@ -503,7 +504,8 @@ def test_images_of_another_size_than_the_trained_one_are_told_of(saved: Path) ->
     (saved / "preprocessor_config.json").write_text(json.dumps(processor))
     (note,) = inspect(saved).notes
     assert "trained at 16 x 16 pixels, but preprocessor_config.json makes images of 8 x 24: give --img-size 8,24" in note
-    assert inspect(saved, Options(img_size=(8, 24))).notes == ()
+    (note,) = inspect(saved, Options(img_size=(8, 24))).notes
+    assert "resampled to 8 x 24" in note
 
 
 @pytest.mark.parametrize("name", ["SiglipImageProcessor", "CLIPImageProcessor"])
@@ -517,7 +519,7 @@ def test_pixels_that_no_patch_covers_are_cut_off_the_prepared_image(name: str, t
     processor.save_pretrained(tmp_path)
     model, spec = load(tmp_path, outputs=["embedding"])
     assert spec.config.img_size == (24, 24)
-    assert spec.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images: they are prepared as such, and then cut",)
+    assert spec.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images, which are prepared whole and then cut",)
     pixels = torch.randint(256, (70, 53, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8).numpy()
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     ours = torch.from_numpy(preprocess(pixels, Preprocessing.from_dict(spec.preprocessing)))[None]

@@ -155,7 +155,7 @@ def test_images_that_the_patches_do_not_divide_are_prepared_whole_and_then_cut(f
     assert plan.config.img_size == (24, 24)
     assert plan.preprocessing["resize"] == {"mode": "shortest_edge", "edge": edge}
     assert plan.preprocessing["crop"] == {"height": 24, "width": 24, "rounding": "half_even", "of": {"height": 30, "width": 30}}
-    assert plan.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images: they are prepared as such, and then cut",)
+    assert plan.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images, which are prepared whole and then cut",)
     asked = timm.plan(shaped({"pos_embed": (1, 10, 16)}, {"config.json": config}), Options(img_size=(32, 32)))
     assert asked.preprocessing is not None
     assert asked.preprocessing["crop"] == {"height": 32, "width": 32, "rounding": "half_even", "of": None}
@@ -550,17 +550,25 @@ def test_a_trunk_inside_another_model_is_planned_by_its_prefix() -> None:
 
 @pytest.mark.parametrize(
     ("case", "pool", "norm"),
-    [("beit_shared", "token", "fc_norm"), ("eva_giant", "token", "fc_norm"), ("beit_swiglu", "avg", "norm"), ("beit_shared", "", "fc_norm")],
+    [
+        ("beit_shared", "token", "fc_norm"),
+        ("eva_giant", "token", "fc_norm"),
+        ("beit_swiglu", "avg", "norm"),
+        ("beit_shared", "", "fc_norm"),
+    ],
 )
 def test_open_clip_pools_a_trunk_as_it_says_and_leaves_the_norm_where_it_was(case: str, pool: str, norm: str, tmp_path: Path) -> None:
     """With a Linear behind it, open_clip changes the pooling of a trunk that is built already."""
     config, weights = config_of(case), {name: value.float() for name, value in weights_of(case).items() if not name.startswith("head.")}
-    key = "{0}/{1}x{2}".format(case, *sizes_of(case)[0])
+    height, width = sizes_of(case)[0]
+    key = f"{case}/{height}x{width}"
     projection = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     state = {f"visual.trunk.{name}": value for name, value in weights.items()} | {"visual.head.proj.weight": projection}
     save_file(state, tmp_path / "open_clip_model.safetensors")
-    args = {name: json.dumps(value).strip('"[]') for name, value in config["model_args"].items() if name not in ("global_pool", "num_classes")}
-    vision = {"timm_model_name": config["architecture"], "timm_pool": pool, "timm_proj": "linear", "image_size": sizes_of(case)[0]}
+    args = {
+        name: json.dumps(value).strip('"[]') for name, value in config["model_args"].items() if name not in ("global_pool", "num_classes")
+    }
+    vision = {"timm_model_name": config["architecture"], "timm_pool": pool, "timm_proj": "linear", "image_size": [height, width]}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}))
     model, _ = load(tmp_path, Options(model_args=args), outputs=["tokens", "embedding", "logits"])
     with torch.no_grad():
