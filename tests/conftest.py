@@ -67,6 +67,17 @@ def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network whose head projects into a space that images and texts share: 24 numbers an image, and no classes."""
+    config = ViTConfig(
+        img_size=(32, 32), patch_size=8, embed_dim=32, depth=1, num_heads=2, mlp_dim=64, num_classes=24, pre_norm=True, projection=True
+    )
+    out = tmp_path_factory.mktemp("clip") / "clip.onnx"
+    export(lambda: make_source(config, ("logits", "embedding"), None), ExportSpec(out))
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_projected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with so many tokens (65 x 64 = 4,160 numbers an image) that its golden record holds their projection."""
     config = ViTConfig(img_size=(32, 32), patch_size=4, embed_dim=64, depth=1, num_heads=2, mlp_dim=64, num_classes=10)

@@ -52,7 +52,7 @@ def benchmark(path: Path, provider: str, threads: int | None, batch_sizes: Seque
     start = time.perf_counter()
     model = load(path, provider, threads)
     load_seconds = time.perf_counter() - start
-    image = golden_images(0, 1, *model.manifest.image_size)
+    image = golden_images(0, 1, *model.manifest.image_size, model.manifest.preprocessing.channels)
     timings = []
     for batch_size in batch_sizes:
         batch = np.repeat(normalize(image, model.manifest.preprocessing), batch_size, axis=0)

@@ -20,12 +20,12 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-def golden_images(seed: int, count: int, height: int, width: int) -> Pixels:
-    """`count` images, uint8 (count, height, width, 3): gradients, shapes and texture in colour.
+def golden_images(seed: int, count: int, height: int, width: int, channels: int = 3) -> Pixels:
+    """`count` images, uint8 (count, height, width, channels): gradients, shapes and texture in colour; with one channel, their red.
 
     An image depends on the seed, its index and its size alone, so the first images of a longer series are the same.
     """
-    return np.stack([_image(seed, index, height, width) for index in range(count)])
+    return np.stack([_image(seed, index, height, width)[..., :channels] for index in range(count)])
 
 
 def projection_signs(seed: int, name: str, size: int) -> npt.NDArray[np.int8]:

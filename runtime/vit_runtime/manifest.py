@@ -21,20 +21,22 @@ import numpy.typing as npt
 from vit_runtime.errors import ModelError
 from vit_runtime.golden import GENERATOR
 from vit_runtime.onnx_file import OnnxFile, read_onnx
-from vit_runtime.preprocess import Preprocessing
+from vit_runtime.preprocess import MAX_SIDE, Preprocessing
 
 KEY = "vit_deploy"
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 MAX_GOLDEN_IMAGES = 64
+MAX_GOLDEN_SIZES = 8
 MAX_INT = (1 << 63) - 1
+FREE_SIZE = ("height", "width")  # in an input's shape: both are free
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Output:
-    """A graph output and what it means; `shape` starts with "batch"."""
+    """A graph output and what it means; `shape` starts with "batch", and a size that follows the image's has a name as well."""
 
     name: str
     dtype: str
@@ -55,7 +57,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Golden:
-    """The golden record: what float64 PyTorch computes for images that `golden_images(seed, images, H, W)` makes again.
+    """The golden record: what float64 PyTorch computes for images that `golden_images(seed, images, *image_size)` makes again.
 
     `expected` has one float32 array an output, (images, ...) or, where `projected` has the output's name,
     (images, projected[name]) through `vit_runtime.golden.project`. `floor` is PyTorch's own float32 error.
@@ -66,6 +68,7 @@ class Golden:
     expected: Mapping[str, npt.NDArray[np.float32]]
     projected: Mapping[str, int]
     floor: Mapping[str, Error]
+    image_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Measured:
-    """One output's error at one batch size, as the exporter measured it."""
+    """One output's error at one batch size and image size, as the exporter measured it."""
 
     provider: str
     batch_size: int
     output: str
     error: Error
+    image_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a file says about itself. `model`, `checkpoint` and `build` are for people; the rest is acted upon."""
+    """Everything that a file says about itself. `checkpoint`, `build` and all of `model` but its `projection` are for people; the rest is
+    acted upon.
+
+    `image_size` is (height, width) of what the preprocessing makes and the golden record holds. With `multiple_of` the network takes
+    every size whose sides are multiples of it, without it that size alone; `golden_sizes` then has records of other sizes.
+    """
 
     model: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
@@ -108,6 +117,33 @@ class Manifest:
     build: Mapping[str, Any]
     golden: Golden | None
     parity: Parity | None
+    multiple_of: int | None = None
+    golden_sizes: tuple[Golden, ...] = ()
+
+    @property
+    def goldens(self) -> tuple[Golden, ...]:
+        """Every golden record, that of the default size first; none if the export was not verified."""
+        return (self.golden, *self.golden_sizes) if self.golden is not None else ()
+
+    @property
+    def class_scores(self) -> str | None:
+        """The output that scores classes; None where there is none: a head that projects (`model.projection`) knows no classes."""
+        return "logits" if not self.model["projection"] and self._has("logits") else None
+
+    @property
+    def features(self) -> str | None:
+        """The output that stands for an image: what a head that projects gives, else the embedding; None where there is neither."""
+        if self.model["projection"] and self._has("logits"):
+            return "logits"
+        return "embedding" if self._has("embedding") else None
+
+    @property
+    def input_shape(self) -> tuple[int | str, ...]:
+        """The input's shape as the graph has it."""
+        return ("batch", self.preprocessing.channels, *(self.image_size if self.multiple_of is None else FREE_SIZE))
+
+    def _has(self, name: str) -> bool:
+        return any(output.name == name for output in self.outputs)
 
     def to_json(self) -> str:
         """The document, keys sorted, without white space: the same manifest is the same bytes."""
@@ -119,12 +155,19 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "model": dict(self.model),
             "checkpoint": dict(self.checkpoint),
-            "input": {"name": self.input_name, "dtype": "float32", "layout": "NCHW", "shape": ["batch", 3, *self.image_size]},
+            "input": {
+                "name": self.input_name,
+                "dtype": "float32",
+                "layout": "NCHW",
+                "shape": list(self.input_shape),
+                "multiple_of": self.multiple_of,
+            },
             "preprocessing": self.preprocessing.to_dict(),
             "outputs": [{"name": o.name, "dtype": o.dtype, "shape": list(o.shape), "meaning": o.meaning} for o in self.outputs],
             "labels": list(self.labels) if self.labels is not None else None,
             "build": dict(self.build),
             "golden": _golden_to_dict(self.golden) if self.golden else None,
+            "golden_sizes": [_golden_to_dict(golden) for golden in self.golden_sizes],
             "parity": _parity_to_dict(self.parity) if self.parity else None,
         }
         return document
@@ -161,12 +204,18 @@ def parse_manifest(document: Any) -> Manifest:
     if version < 1:
         raise ModelError(f"got manifest version {version}, expected 1; export the model again")
     shape = _get(document, "input.shape", list)
-    if len(shape) != 4 or shape[:2] != ["batch", 3] or not all(_is_size(size) for size in shape[2:]):
-        raise ModelError(f"the manifest's input.shape is {shape}, expected ['batch', 3, height, width]; export the model again")
+    multiple_of: Any = _get(document, "input.multiple_of", object)
+    fixed = len(shape) == 4 and all(_is_size(size) for size in shape[2:])
+    if shape[:2] not in (["batch", 3], ["batch", 1]) or not (fixed or shape[2:] == list(FREE_SIZE)):
+        raise ModelError(f"the manifest's input.shape is {shape}, expected ['batch', channels, height, width]; export the model again")
+    if not (multiple_of is None if fixed else _is_size(multiple_of)):
+        wanted = "null for an input of one size" if fixed else "a whole number for an input of any size"
+        raise ModelError(f"the manifest's input.multiple_of is {str(multiple_of)[:60]!r}, expected {wanted}; export the model again")
     for entry, wanted in (("input.dtype", "float32"), ("input.layout", "NCHW")):
         if (got := _get(document, entry, str)) != wanted:
             raise ModelError(f"the manifest's {entry} is {got!r}, expected {wanted!r}; export the model again")
-    outputs = tuple(_output(item) for item in _get(document, "outputs", list))
+    outputs = tuple(_output(item, fixed) for item in _get(document, "outputs", list))
+    preprocessing = Preprocessing.from_dict(_get(document, "preprocessing", dict))
     labels = _get(document, "labels", object)
     if labels is not None and not (isinstance(labels, list) and all(_is_text(label) for label in labels)):
         raise ModelError("the manifest's labels are not a list of names; export the model again")
@@ -180,14 +229,19 @@ def parse_manifest(document: Any) -> Manifest:
         model=_get(document, "model", dict),
         checkpoint=_get(document, "checkpoint", dict),
         input_name=_get(document, "input.name", str),
-        image_size=(shape[2], shape[3]),
-        preprocessing=Preprocessing.from_dict(_get(document, "preprocessing", dict)),
+        image_size=(shape[2], shape[3]) if fixed else preprocessing.output_size,
+        preprocessing=preprocessing,
         outputs=outputs,
         labels=tuple(labels) if labels is not None else None,
         build=_get(document, "build", dict),
         golden=_golden_from_dict(golden, outputs) if golden is not None else None,
+        golden_sizes=tuple(_golden_from_dict(record, outputs) for record in _get(document, "golden_sizes", list)),
         parity=_parity_from_dict(parity) if parity is not None else None,
+        multiple_of=multiple_of,
     )
+    if shape[1] != preprocessing.channels:
+        images = f"images of {preprocessing.channels} channels, but its input has {shape[1]}"
+        raise ModelError(f"its manifest prepares {images}; export the model again")
     _check_against_itself(manifest)
     return manifest
 
@@ -209,7 +263,13 @@ def _golden_to_dict(golden: Golden) -> dict[str, Any]:
             "data": data,
             "floor": {"rms": floor.rms, "max": floor.max},
         }
-    record: dict[str, Any] = {"generator": GENERATOR, "seed": golden.seed, "images": golden.images, "outputs": outputs}
+    record: dict[str, Any] = {
+        "generator": GENERATOR,
+        "seed": golden.seed,
+        "images": golden.images,
+        "image_size": list(golden.image_size),
+        "outputs": outputs,
+    }
     return {**record, "sha256": record_digest(record)}
 
 
@@ -231,7 +291,7 @@ def _golden_from_dict(record: Any, outputs: Sequence[Output]) -> Golden:
     for name, entry in entries.items():
         shape = _get(entry, "shape", list)
         is_projected = _get(entry, "projected", bool)
-        wanted = [images, *shapes[name][1:]]
+        wanted = [images, *_fixed(shapes[name][1:], shape[1:])]
         if is_projected:
             projected[name] = shape[1] if len(shape) == 2 else 0
             wanted = [images, projected[name]]
@@ -241,7 +301,14 @@ def _golden_from_dict(record: Any, outputs: Sequence[Output]) -> Golden:
         floor[name] = _error(entry, "floor")
         if not (floor[name].rms and floor[name].max):
             raise ModelError(f"the golden record's {name} has a floor of 0, expected a larger number; export the model again")
-    return Golden(_get(record, "seed", int), images, expected, projected, floor)
+    return Golden(_get(record, "seed", int), images, expected, projected, floor, _image_size(record))
+
+
+def _image_size(document: Any) -> tuple[int, int]:
+    size = _get(document, "image_size", list)
+    if len(size) != 2 or not all(_is_size(side) and side <= MAX_SIDE for side in size):
+        raise ModelError(f"the manifest has an image_size of {str(size)[:60]}, expected [height, width]; export the model again")
+    return size[0], size[1]
 
 
 def _array(name: str, text: str, shape: list[int]) -> npt.NDArray[np.float32]:
@@ -259,7 +326,14 @@ def _array(name: str, text: str, shape: list[int]) -> npt.NDArray[np.float32]:
 
 def _parity_to_dict(parity: Parity) -> dict[str, Any]:
     measured = [
-        {"provider": m.provider, "batch_size": m.batch_size, "output": m.output, "rms": m.error.rms, "max": m.error.max}
+        {
+            "provider": m.provider,
+            "batch_size": m.batch_size,
+            "image_size": list(m.image_size),
+            "output": m.output,
+            "rms": m.error.rms,
+            "max": m.error.max,
+        }
         for m in parity.measured
     ]
     return {"limits": {"rms": parity.limits.rms, "max": parity.limits.max}, "measured": measured}
@@ -273,15 +347,21 @@ def _parity_from_dict(document: Any) -> Parity:
             _get(item, "batch_size", int),
             _get(item, "output", str),
             Error(_positive(item, "rms"), _positive(item, "max")),
+            _image_size(item),
         )
         for item in _get(document, "measured", list)
     )
     return Parity(limits, measured)
 
 
-def _output(item: Any) -> Output:
+def _fixed(shape: Sequence[int | str], like: list[Any]) -> list[Any]:
+    """An output's shape with its free sizes taken from the numbers of a golden record."""
+    return [other if isinstance(size, str) else size for size, other in zip(shape, like, strict=False)] + list(shape[len(like) :])
+
+
+def _output(item: Any, fixed: bool) -> Output:
     shape = _get(item, "shape", list)
-    if not shape or shape[0] != "batch" or not all(_is_size(size) for size in shape[1:]):
+    if not shape or shape[0] != "batch" or not all(_is_size(size) or (_is_text(size) and not fixed) for size in shape[1:]):
         raise ModelError(f"the manifest has an output of shape {shape}, expected ['batch', sizes ...]; export the model again")
     return Output(_get(item, "name", str), _get(item, "dtype", str), tuple(shape), _get(item, "meaning", str))
 
@@ -290,19 +370,32 @@ def _check_against_itself(manifest: Manifest) -> None:
     if manifest.preprocessing.output_size != manifest.image_size:
         sizes = f"images of {manifest.preprocessing.output_size}, but its input is {manifest.image_size}"
         raise ModelError(f"its manifest prepares {sizes}; export the model again")
+    if manifest.multiple_of is not None and any(side % manifest.multiple_of for side in manifest.image_size):
+        sizes = f"images of {manifest.image_size}, which are no multiples of {manifest.multiple_of}"
+        raise ModelError(f"its manifest prepares {sizes}; export the model again")
+    if manifest.golden is not None and manifest.golden.image_size != manifest.image_size:
+        sizes = f"golden images of {manifest.golden.image_size}, but its input is {manifest.image_size}"
+        raise ModelError(f"its manifest has {sizes}; export the model again")
+    if manifest.golden_sizes and (manifest.golden is None or manifest.multiple_of is None or len(manifest.golden_sizes) > MAX_GOLDEN_SIZES):
+        wanted = f"none, or at most {MAX_GOLDEN_SIZES} of a network that takes any size"
+        raise ModelError(
+            f"its manifest has {len(manifest.golden_sizes)} golden records of other sizes, expected {wanted}; export the model again"
+        )
+    if any(side % (manifest.multiple_of or 1) for golden in manifest.goldens for side in golden.image_size):
+        raise ModelError(f"its manifest has golden images that are no multiples of {manifest.multiple_of}; export the model again")
     for output in manifest.outputs:
-        if output.name in ("logits", "embedding") and len(output.shape) != 2:
+        if output.name in ("logits", "embedding") and (len(output.shape) != 2 or not _is_int(output.shape[1])):
             raise ModelError(f"its manifest has {output.name} of shape {output.shape}, expected one row an image; export the model again")
     classes = next((output.shape[-1] for output in manifest.outputs if output.name == "logits"), None)
     if manifest.labels is not None and len(manifest.labels) != classes:
         raise ModelError(f"its manifest has {len(manifest.labels)} labels for {classes} logits; export the model again")
     for item in manifest.parity.measured if manifest.parity else ():
-        if manifest.golden is None or item.output not in manifest.golden.floor:
+        if not any(item.image_size == golden.image_size and item.output in golden.floor for golden in manifest.goldens):
             raise ModelError(f"its manifest has a parity of {item.output!r} without a golden record of it; export the model again")
 
 
 def _check_against_graph(manifest: Manifest, file: OnnxFile) -> None:
-    claimed: list[tuple[str, str, tuple[int | str, ...]]] = [(manifest.input_name, "float32", ("batch", 3, *manifest.image_size))]
+    claimed: list[tuple[str, str, tuple[int | str, ...]]] = [(manifest.input_name, "float32", manifest.input_shape)]
     claimed += [(output.name, output.dtype, output.shape) for output in manifest.outputs]
     found = [(info.name, info.dtype, info.shape) for info in (*file.inputs, *file.outputs)]
     for ours, theirs in zip(claimed, found, strict=False):
@@ -332,6 +425,7 @@ _FOR_PEOPLE: tuple[tuple[str, type], ...] = (
     ("model.parameters", int),
     ("model.patch_size", int),
     ("model.pool", str),
+    ("model.projection", bool),
     ("checkpoint.format", str),
     ("checkpoint.seed", object),
     ("checkpoint.sha256", object),

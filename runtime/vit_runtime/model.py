@@ -70,17 +70,18 @@ class Model:
     def run(self, pixel_values: Floats) -> dict[str, npt.NDArray[Any]]:
         """Every output of the file, by name, for pixel values that are ready for the network.
 
-        pixel_values float32 (B, 3, H, W), finite. Raises: InputError for another dtype or shape, NaN or Inf;
-        SessionError after a fork, or if the provider fails; ModelError if an output has another shape than the file says.
+        pixel_values float32 (B, C, H, W), finite; H and W as in the manifest, or multiples of its `multiple_of` where it has one.
+        Raises: InputError for another dtype or shape, NaN or Inf; SessionError after a fork, or if the provider fails; ModelError if an
+        output has another shape than the file says.
         """
-        height, width = self.manifest.image_size
         if not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32:
             got = pixel_values.dtype if isinstance(pixel_values, np.ndarray) else type(pixel_values).__name__
             raise InputError(f"got pixel values of {got}, expected a numpy array of float32; use .astype(np.float32)")
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, height, width) or not len(pixel_values):
-            raise InputError(
-                f"got pixel values of shape {pixel_values.shape}, expected (batch, 3, {height}, {width}); `predict` resizes images"
-            )
+        if not self._takes(pixel_values.shape):
+            wanted = f"({', '.join(map(str, self.manifest.input_shape))})"
+            if self.manifest.multiple_of is not None:
+                wanted += f" with height and width in multiples of {self.manifest.multiple_of}"
+            raise InputError(f"got pixel values of shape {pixel_values.shape}, expected {wanted}; `predict` resizes images")
         if not np.isfinite(pixel_values).all():
             raise InputError("got pixel values with NaN or Inf in them, expected finite numbers; check how they were prepared")
         if os.getpid() != self._process:
@@ -95,9 +96,9 @@ class Model:
                 f"{self.provider} failed on a batch of {len(pixel_values)}: {one_line(error)}; try a smaller batch"
             ) from error
         for output, value in zip(self.manifest.outputs, values, strict=True):
-            if value.shape != (len(pixel_values), *output.shape[1:]):
-                wanted = (len(pixel_values), *output.shape[1:])
-                raise ModelError(f"{self.path} gave {output.name} of shape {value.shape}, its manifest says {wanted}; export it again")
+            shape = (len(pixel_values), *output.shape[1:])
+            if not _fits(value.shape, shape):
+                raise ModelError(f"{self.path} gave {output.name} of shape {value.shape}, its manifest says {shape}; export it again")
         return dict(zip(names, values, strict=True))
 
     @overload
@@ -110,9 +111,10 @@ class Model:
         """Classify images: one gives a Prediction, a list a list, an iterator an iterator that reads on as it is read.
 
         An image is a path, encoded bytes, a PIL image, or an array uint8 (H, W, 3) in RGB.
-        Raises: ImageError, InputError (also where the file has no logits).
+        Raises: ImageError, InputError (also where the file has no classes: no logits, or a head that projects, as CLIP's).
         """
-        self._need("logits", "classify")
+        if self.manifest.class_scores is None:
+            raise InputError(f"{self.path} {no_classes(self.manifest, 'use `embed`')}")
         return self._apply(images, batch_size, lambda batch: [Prediction(row, self.manifest.labels) for row in self.run(batch)["logits"]])
 
     @overload
@@ -124,14 +126,22 @@ class Model:
     def embed(self, images: Any, batch_size: int = BATCH_SIZE) -> Any:
         """The representation of images, float32 (D,) each; takes and gives one, a list or an iterator, as `predict` does.
 
-        Raises: ImageError, InputError (also where the file has no embedding).
+        It is the output "embedding", the head's input. Where the head projects into a space that images and texts share (CLIP, SigLIP of
+        some makers) and the file has its output, it is that one, "logits": what CLIP calls image_embeds, not normalised.
+        Raises: ImageError, InputError (also where the file has neither).
         """
-        self._need("embedding", "embed")
-        return self._apply(images, batch_size, lambda batch: list(self.run(batch)["embedding"]))
+        features = self.manifest.features
+        if features is None:
+            raise InputError(f"{self.path} {no_features(self.manifest, 'embed with')}")
+        return self._apply(images, batch_size, lambda batch: list(self.run(batch)[features]))
 
     def placement(self) -> tuple[NodePlacement, ...]:
         """Where each node of the graph runs. Raises: MachineError before onnxruntime 1.24, which does not tell."""
         return node_placement(self._session)
+
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        multiple = self.manifest.multiple_of or 1
+        return _fits(shape, self.manifest.input_shape) and 0 not in shape and not any(side % multiple for side in shape[2:])
 
     def _apply(self, images: Any, batch_size: int, network: Any) -> Any:
         if batch_size < 1:
@@ -146,12 +156,25 @@ class Model:
         while batch := list(islice(images, batch_size)):
             yield from network(pixel_values(batch, self.manifest.preprocessing))
 
-    def _need(self, output: str, verb: str) -> None:
-        names = [info.name for info in self.manifest.outputs]
-        if output not in names:
-            raise InputError(
-                f"{self.path} has outputs {', '.join(names)} and no {output} to {verb} with; export it with --outputs {output}"
-            )
+
+def no_classes(manifest: Manifest, instead: str) -> str:
+    """Why a file does not classify and what to do `instead` if it has something that stands for an image; its path goes before it."""
+    names = ", ".join(output.name for output in manifest.outputs)
+    why = f"has outputs {names} and no logits to classify with"
+    if manifest.model["projection"]:
+        why = "has no classes: its head projects images into a space that they share with texts"
+    return f"{why}; {instead if manifest.features else 'export it with --outputs logits, or embedding where it has no head'}"
+
+
+def no_features(manifest: Manifest, verb: str) -> str:
+    """Why a file has nothing that stands for an image, and what to do; its path goes before it."""
+    names = ", ".join(output.name for output in manifest.outputs)
+    return f"has outputs {names} and no embedding to {verb}; export it with --outputs embedding"
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    """Whether a shape has the sizes that are numbers in `wanted`, and as many as it."""
+    return len(shape) == len(wanted) and all(isinstance(size, str) or size == found for found, size in zip(shape, wanted, strict=True))
 
 
 def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Model:

@@ -31,10 +31,11 @@ Run = Callable[[npt.NDArray[np.float32]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Check:
-    """One output at one batch size: its error, the same in units of the floor, and the verdict."""
+    """One output at one batch size and image size: its error, the same in units of the floor, and the verdict."""
 
     provider: str
     batch_size: int
+    image_size: tuple[int, int]
     output: str
     error: Error
     rms_floors: float
@@ -46,6 +47,7 @@ class Check:
         return {
             "provider": self.provider,
             "batch_size": self.batch_size,
+            "image_size": list(self.image_size),
             "output": self.output,
             "rms": _finite(self.error.rms),
             "max": _finite(self.error.max),
@@ -99,8 +101,9 @@ def scale_of(expected: Array) -> float:
 
 
 def golden_inputs(manifest: Manifest, golden: Golden) -> npt.NDArray[np.float32]:
-    """The golden images as pixel values, float32 (images, 3, H, W)."""
-    return normalize(golden_images(golden.seed, golden.images, *manifest.image_size), manifest.preprocessing)
+    """The golden images as pixel values, float32 (images, C, H, W)."""
+    images = golden_images(golden.seed, golden.images, *golden.image_size, manifest.preprocessing.channels)
+    return normalize(images, manifest.preprocessing)
 
 
 def check_record(
@@ -109,46 +112,46 @@ def check_record(
     """Run the file's golden inputs at each batch size and hold the outputs against its golden record.
 
     Each batch size runs until 500 numbers of every output, or every golden image, have been compared.
+    A file that takes any image size is also checked at the other sizes that it has records of, there at the first two batch sizes.
     Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
     """
-    golden, limits = manifest.golden, limits or (manifest.parity.limits if manifest.parity else FLOAT32_LIMITS)
-    if golden is None:
-        raise ModelError("the file has no golden record, so it cannot be checked by itself; export it without --no-verify")
-    _check_batch_sizes(batch_sizes)
-    inputs = golden_inputs(manifest, golden)
-    checks = list[Check]()
-    for batch_size in batch_sizes:
-        rows = batches(golden, batch_size)
+    limits, checks = limits or (manifest.parity.limits if manifest.parity else FLOAT32_LIMITS), list[Check]()
+    for golden, batch_size in _rounds(manifest, batch_sizes):
+        inputs, rows = golden_inputs(manifest, golden), batches(golden, batch_size)
         outputs = [reduce_outputs(run(inputs[batch]), golden) for batch in rows]
         order = np.concatenate(rows)
         for name, expected in golden.expected.items():
             error = measure(expected[order], np.concatenate([output[name] for output in outputs]), scale_of(expected))
-            checks.append(judge(provider, batch_size, name, error, golden.floor[name], limits))
+            checks.append(judge(provider, batch_size, golden.image_size, name, error, golden.floor[name], limits))
     return Report(limits, tuple(checks))
 
 
 def compare(run_a: Run, run_b: Run, manifest: Manifest, names: tuple[str, str], batch_sizes: Sequence[int] = BATCH_SIZES) -> Report:
-    """Hold one provider's outputs for the golden inputs against another's.
+    """Hold one provider's outputs for the golden inputs against another's, at the same sizes as `check_record`.
 
     Each may be as far from the truth as the limits allow, on either side of it, so twice that is allowed between them.
     Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
     """
-    golden = manifest.golden
-    if golden is None:
-        raise ModelError("the file has no golden record, so there is no floor to judge by; export it without --no-verify")
-    _check_batch_sizes(batch_sizes)
-    single = manifest.parity.limits if manifest.parity else FLOAT32_LIMITS
-    limits = Limits(2 * single.rms, 2 * single.max)
-    inputs = golden_inputs(manifest, golden)
-    checks = list[Check]()
-    for batch_size in batch_sizes:
-        rows = batches(golden, batch_size)
+    single, checks = manifest.parity.limits if manifest.parity else FLOAT32_LIMITS, list[Check]()
+    limits, pair_name = Limits(2 * single.rms, 2 * single.max), " against ".join(reversed(names))
+    for golden, batch_size in _rounds(manifest, batch_sizes):
+        inputs, rows = golden_inputs(manifest, golden), batches(golden, batch_size)
         pairs = [(reduce_outputs(run_a(inputs[batch]), golden), reduce_outputs(run_b(inputs[batch]), golden)) for batch in rows]
         for name, expected in golden.expected.items():
             a, b = (np.concatenate([pair[side][name] for pair in pairs]) for side in (0, 1))
             error = measure(a, b, scale_of(expected))
-            checks.append(judge(" against ".join(reversed(names)), batch_size, name, error, golden.floor[name], limits))
+            checks.append(judge(pair_name, batch_size, golden.image_size, name, error, golden.floor[name], limits))
     return Report(limits, tuple(checks))
+
+
+def _rounds(manifest: Manifest, batch_sizes: Sequence[int]) -> list[tuple[Golden, int]]:
+    """Which record is checked at which batch size."""
+    if not manifest.goldens:
+        raise ModelError("the file has no golden record, so it cannot be checked by itself; export it without --no-verify")
+    if min(batch_sizes, default=0) < 1:
+        raise InputError(f"got batch sizes {list(batch_sizes)}, expected whole numbers of at least 1")
+    first, *others = manifest.goldens
+    return [(first, size) for size in batch_sizes] + [(other, size) for other in others for size in batch_sizes[:2]]
 
 
 def batches(golden: Golden, batch_size: int) -> list[Array]:
@@ -169,16 +172,11 @@ def reduce_outputs(outputs: Mapping[str, Array], golden: Golden) -> dict[str, Ar
     }
 
 
-def judge(provider: str, batch_size: int, output: str, error: Error, floor: Error, limits: Limits) -> Check:
+def judge(provider: str, batch_size: int, image_size: tuple[int, int], output: str, error: Error, floor: Error, limits: Limits) -> Check:
     """The verdict on one error: within `limits` times the floor, NaN never."""
     rms, largest = error.rms / floor.rms, error.max / floor.max
     passed = bool(rms <= limits.rms and largest <= limits.max)
-    return Check(provider, batch_size, output, error, rms, largest, passed)
-
-
-def _check_batch_sizes(batch_sizes: Sequence[int]) -> None:
-    if min(batch_sizes, default=0) < 1:
-        raise InputError(f"got batch sizes {list(batch_sizes)}, expected whole numbers of at least 1")
+    return Check(provider, batch_size, image_size, output, error, rms, largest, passed)
 
 
 def _finite(value: float) -> float | None:

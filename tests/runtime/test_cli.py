@@ -285,12 +285,28 @@ def test_predict_writes_the_file_under_the_name_that_was_given(tiny_model: Path,
 
 def test_a_file_without_logits_is_for_embeddings(tiny_embedder: Path, images: Path, tmp_path: Path):
     words = failed(run("vit-predict", tiny_embedder, images), 2)
-    assert "has outputs embedding and no logits to classify with; --embeddings FILE writes its embeddings" in words
+    assert "has outputs embedding and no logits to classify with; --embeddings out.npz writes its embeddings" in words
     document = document_of(run("vit-predict", tiny_embedder, images, "--embeddings", tmp_path / "out.npz", "--json"))
     assert [entry["predictions"] for entry in document["images"]] == [[]] * 5
     assert np.load(tmp_path / "out.npz")["embeddings"].shape == (5, 32)
     words = failed(run("vit-predict", tiny_embedder, images, "--embeddings", tmp_path / "out.npz", "--csv", tmp_path / "out.csv"), 2)
-    assert "no logits for --csv" in words
+    assert "no logits to classify with; leave --csv out" in words
+
+
+def test_a_file_whose_head_projects_has_no_classes_and_is_for_embeddings(tiny_clip: Path, images: Path, tmp_path: Path):
+    words = failed(run("vit-predict", tiny_clip, images), 2)
+    assert words.startswith(f"{tiny_clip} has no classes: its head projects images into a space that they share with texts; --embeddings ")
+    words = failed(run("vit-predict", tiny_clip, images, "--embeddings", tmp_path / "out.npz", "--csv", tmp_path / "out.csv"), 2)
+    assert words.endswith("; leave --csv out")
+    assert not list(tmp_path.glob("out.*"))
+    result = run("vit-predict", tiny_clip, images, "--embeddings", tmp_path / "out.npz")
+    assert (result.exit_code, result.stdout) == (0, "")
+    with np.load(tmp_path / "out.npz") as found:
+        expected = vit.load(tiny_clip, "cpu").embed([Path(name) for name in found["paths"]])
+        np.testing.assert_array_equal(found["embeddings"], expected)
+        assert found["embeddings"].shape == (5, 24)
+    document = document_of(run("vit-predict", tiny_clip, images, "--embeddings", tmp_path / "out.npz", "--json"))
+    assert [entry["predictions"] for entry in document["images"]] == [[]] * 5
 
 
 def test_a_file_without_an_embedding_has_none_to_write(tiny_projected: Path, images: Path, tmp_path: Path):
@@ -461,7 +477,7 @@ def test_info_says_what_is_in_a_file(tiny_model: Path):
         "custom, 0.0 M parameters, patch 8, pool cls",
         "random, seed 0",
         "pixel_values float32 (batch, 3, 32, 32)",
-        "RGB, resize to 32x32 (bilinear)",
+        "RGB, resize to 32x32 (bilinear), / 255, mean 0.5, std 0.5\n",
         "logits float32 (batch, 10): unnormalised score",
         "10: ant, bee, cat, dog, eel ...",
         "opset 18, target portable, precision fp32",
@@ -476,7 +492,10 @@ def test_info_says_what_is_in_a_file(tiny_model: Path):
     [
         ("tiny_external", "with tiny.onnx.data"),
         ("tiny_unverified", "not verified: exported with --no-verify"),
-        ("tiny_embedder", "labels   none"),
+        ("tiny_embedder", "labels   none, as there are no classes\n"),
+        ("tiny_clip", "labels   none, as there are no classes\n"),
+        ("tiny_clip", "logits float32 (batch, 24): image representation in the space that images and texts share, not normalised"),
+        ("tiny_projected", "labels   none\n"),
         ("tiny_projected", "tokens float32 (batch, 65, 64)"),
     ],
 )

@@ -139,7 +139,9 @@ def test_large_outputs_are_recorded_as_projections(tiny_projected: Path):
 def test_a_manifest_with_a_crop_and_names_in_any_script_survives(
     tiny_manifest: Manifest, schema: jsonschema.Draft202012Validator, tiny_model: Path, tmp_path: Path
 ):
-    steps = Preprocessing(ShortestEdgeResize(36), "bicubic", (32, 32), 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    steps = Preprocessing(
+        ShortestEdgeResize(36), "bicubic", (32, 32), 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_of=(34, 32)
+    )
     labels = ("Ameise", "ñandú", "猫", "🐕", "", 'with "quotes"', "a\ttab", "ß", "ω", "-")
     manifest = dataclasses.replace(tiny_manifest, preprocessing=steps, labels=labels)
     schema.validate(json.loads(manifest.to_json()))
@@ -373,7 +375,7 @@ def test_the_number_of_golden_images_is_bounded(images: int, document: Document)
 
 def test_a_measurement_of_an_output_without_a_record_is_refused(tiny_manifest: Manifest):
     assert tiny_manifest.parity is not None
-    stray = dataclasses.replace(tiny_manifest.parity, measured=(Measured("cpu", 1, "nothing", Error(0.0, 0.0)),))
+    stray = dataclasses.replace(tiny_manifest.parity, measured=(Measured("cpu", 1, "nothing", Error(0.0, 0.0), (32, 32)),))
     assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, parity=stray).to_dict())
     assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, golden=None).to_dict())
 
@@ -417,3 +419,46 @@ def test_logits_and_embedding_are_one_row_an_image(name: str, document: Document
     document["golden"] = document["parity"] = document["labels"] = None
     next(output for output in document["outputs"] if output["name"] == name)["shape"] = ["batch", 2, 5]
     assert "expected one row an image" in refused(document)
+
+
+# ---- free image sizes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free(document: Document) -> Document:
+    """The manifest of a network that takes every multiple of 8 pixels."""
+    document["input"].update(shape=["batch", 3, "height", "width"], multiple_of=8)
+    return document
+
+
+def test_a_manifest_of_any_size_has_the_preprocessings_for_a_default(free: Document, schema: jsonschema.Draft202012Validator):
+    schema.validate(free)
+    manifest = parse_manifest(free)
+    assert (manifest.image_size, manifest.multiple_of) == ((32, 32), 8)
+    assert manifest.input_shape == ("batch", 3, "height", "width")
+    assert manifest.to_dict() == free
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "by_schema"),
+    [
+        (lambda d: d["input"].update(multiple_of=None), "multiple_of is 'None', expected a whole number for an input of any size", True),
+        (lambda d: d["input"].update(multiple_of=0), "multiple_of is '0'", True),
+        (lambda d: d["input"].update(multiple_of=12), r"prepares images of \(32, 32\), which are no multiples of 12", False),
+        (lambda d: d["input"].update(shape=["batch", 3, "width", "height"]), "input.shape is", True),
+        (lambda d: d["input"].update(shape=["batch", 3, "height", 32]), "input.shape is", True),
+        (lambda d: d["input"].update(shape=["batch", 3, 32, 32]), "expected null for an input of one size", True),
+        (lambda d: d["outputs"][0].update(shape=["batch", "classes"]), "golden record's logits has shape|one row an image", False),
+    ],
+)
+def test_a_manifest_of_any_size_that_contradicts_itself_is_refused(
+    change: Callable[[Document], object], words: str, by_schema: bool, free: Document, schema: jsonschema.Draft202012Validator
+):
+    change(free)
+    assert re.search(words, refused(fitting(free)))
+    assert schema.is_valid(free) is not by_schema
+
+
+def test_a_named_size_belongs_to_an_input_of_any_size(document: Document):
+    document["outputs"].append({"name": "tokens", "dtype": "float32", "shape": ["batch", "tokens", 32], "meaning": "tokens"})
+    assert "an output of shape ['batch', 'tokens', 32]" in refused(document)

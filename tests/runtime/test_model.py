@@ -1,5 +1,6 @@
 """A loaded model takes images in every form that users have them in, one or many, and refuses what it cannot use in one line."""
 
+import dataclasses
 import io
 import os
 import shutil
@@ -308,9 +309,9 @@ def test_what_is_no_image_is_refused(image: Any, kind: type[Exception], model: M
         one_line(error)
 
 
-def test_a_file_without_logits_embeds_and_says_how_to_get_logits(embedder: Model, pictures: list[np.ndarray]):
+def test_a_file_without_logits_embeds_and_says_so(embedder: Model, pictures: list[np.ndarray]):
     assert embedder.embed(pictures[0]).shape == (32,)
-    with pytest.raises(InputError, match="has outputs embedding and no logits to classify with; export it with --outputs logits") as error:
+    with pytest.raises(InputError, match="has outputs embedding and no logits to classify with; use `embed`") as error:
         embedder.predict(iter([]))  # at once, not when the iterator is read
     one_line(error)
 
@@ -320,6 +321,33 @@ def test_a_file_without_an_embedding_says_how_to_get_one(tiny_projected: Path, p
     assert len(model.predict(pictures[0]).top(3)) == 3
     with pytest.raises(InputError, match="has outputs logits, tokens and no embedding to embed with; export it with --outputs embedding"):
         model.embed(pictures[0])
+
+
+def test_a_file_whose_head_projects_embeds_what_it_projects_and_classifies_nothing(tiny_clip: Path, pictures: list[np.ndarray]):
+    model = vit.load(tiny_clip, "cpu")
+    projected = model.run(pixel_values(pictures, model.manifest.preprocessing))
+    assert projected["embedding"].shape == (21, 32)
+    np.testing.assert_array_equal(model.embed(pictures, batch_size=21), projected["logits"])
+    assert model.embed(pictures[0]).shape == (24,)
+    with pytest.raises(InputError, match="has no classes: its head projects images into a space that they share with texts; use `embed`"):
+        model.predict(iter([]))
+
+
+def test_what_stands_for_an_image_is_the_projection_where_it_is_put_out_else_the_embedding(tiny_manifest: Manifest):
+    """The head's output is class scores or a representation, never both."""
+
+    def of(projection: bool, *names: str) -> tuple[str | None, str | None]:
+        outputs = tuple(output for output in tiny_manifest.outputs if output.name in names)
+        model = {**tiny_manifest.model, "projection": projection}
+        manifest = dataclasses.replace(tiny_manifest, model=model, outputs=outputs, labels=None)
+        return manifest.class_scores, manifest.features
+
+    assert of(False, "logits", "embedding") == ("logits", "embedding")
+    assert of(False, "logits") == ("logits", None)
+    assert of(False, "embedding", "tokens") == (None, "embedding")
+    assert of(True, "logits", "embedding") == (None, "logits")
+    assert of(True, "embedding") == (None, "embedding")
+    assert of(True, "tokens") == (None, None)
 
 
 # ---- predictions ---------------------------------------------------------------------------------------------------------------------

@@ -322,7 +322,7 @@ def test_the_error_of_nan_or_inf_is_no_number_that_a_limit_admits(bad: float):
         error = measure(np.array(expected), np.array(actual), 1.0)
         assert not math.isfinite(error.rms)
         assert not math.isfinite(error.max)
-        assert not judge("cpu", 1, "x", error, Error(1.0, 1.0), Limits(1e300, 1e300)).passed
+        assert not judge("cpu", 1, (8, 8), "x", error, Error(1.0, 1.0), Limits(1e300, 1e300)).passed
 
 
 def test_arrays_of_different_shapes_are_not_measured():
@@ -342,14 +342,14 @@ def test_the_scale_is_the_root_mean_square_and_one_for_zeros():
     ("rms", "largest", "passed"), [(2.0, 4.0, True), (2.001, 1.0, False), (1.0, 4.001, False), (0.0, 0.0, True), (math.nan, 0.0, False)]
 )
 def test_the_verdict_is_on_both_errors_in_floors_and_a_limit_is_still_good(rms: float, largest: float, passed: bool):
-    found = judge("cpu", 3, "logits", Error(rms * 0.5, largest * 0.25), Error(0.5, 0.25), Limits(2.0, 4.0))
+    found = judge("cpu", 3, (8, 8), "logits", Error(rms * 0.5, largest * 0.25), Error(0.5, 0.25), Limits(2.0, 4.0))
     assert found.passed is passed
     np.testing.assert_equal((found.rms_floors, found.max_floors), (rms, largest))
     assert (found.provider, found.batch_size, found.output) == ("cpu", 3, "logits")
 
 
 def test_a_report_passes_if_there_are_checks_and_all_of_them_passed():
-    good, bad = (judge("cpu", 1, "x", Error(rms, 0.0), Error(1.0, 1.0), Limits(2.0, 4.0)) for rms in (1.0, 3.0))
+    good, bad = (judge("cpu", 1, (8, 8), "x", Error(rms, 0.0), Error(1.0, 1.0), Limits(2.0, 4.0)) for rms in (1.0, 3.0))
     assert Report(Limits(2.0, 4.0), (good,)).passed
     assert not Report(Limits(2.0, 4.0), (good, bad)).passed
     assert not Report(Limits(2.0, 4.0), ()).passed
@@ -360,7 +360,7 @@ def test_a_report_passes_if_there_are_checks_and_all_of_them_passed():
 @pytest.mark.parametrize(("images", "width"), [(16, 10), (16, 1000), (3, 1000), (1, 1)])
 def test_a_check_covers_a_thousand_numbers_or_every_image_in_whole_batches(batch_size: int, images: int, width: int):
     expected = {"small": np.zeros((images, width), np.float32), "large": np.zeros((images, 9000), np.float32)}
-    rows = batches(Golden(0, images, expected, {}, {}), batch_size)
+    rows = batches(Golden(0, images, expected, {}, {}, (8, 8)), batch_size)
     assert {len(row) for row in rows} == {batch_size}
     seen = set(np.concatenate(rows).tolist())
     assert seen <= set(range(images))

@@ -1,6 +1,7 @@
 """What the recipe in a model file does to pictures, held against Pillow and against Hugging Face's own image processors."""
 
 import copy
+import dataclasses
 import importlib
 import json
 import warnings
@@ -17,6 +18,7 @@ from vit_runtime.errors import ImageError, InputError, ModelError
 from vit_runtime.images import ImageInput, find_images, open_rgb
 from vit_runtime.preprocess import (
     INTERPOLATIONS,
+    CoverResize,
     ExactResize,
     Preprocessing,
     ShortestEdgeResize,
@@ -153,6 +155,64 @@ def test_a_crop_larger_than_the_picture_is_surrounded_by_zeros() -> None:
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize(
+    ("rounding", "starts"),
+    [
+        ("floor", {-3: -2, -2: -1, -1: -1, 0: 0, 1: 0, 2: 1, 3: 1, 5: 2}),
+        ("half_even", {-3: -1, -2: -1, -1: 0, 0: 0, 1: 0, 2: 1, 3: 2, 5: 2}),
+    ],
+)
+def test_the_rounding_says_where_a_crop_of_an_odd_difference_begins(rounding: str, starts: dict[int, int]) -> None:
+    """Pixels that carry their own place, 20 wide; negative where zeros come first."""
+    places = np.tile(np.arange(100, 120, dtype=np.uint8)[None, :, None], (20, 1, 3))
+    for difference, start in starts.items():
+        width = 20 - difference
+        ours = spec(resize=ExactResize(20, 20), crop=(20, width), crop_rounding=rounding)
+        expected = np.zeros(width, np.uint8)
+        inside = np.arange(width) + start
+        shown = (inside >= 0) & (inside < 20)
+        expected[shown] = 100 + inside[shown]
+        np.testing.assert_array_equal(resize_and_crop(places, ours)[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("rounding", ["floor", "half_even"])
+def test_a_crop_may_be_the_top_left_of_what_is_cut_from_the_middle(rounding: str) -> None:
+    """As where patches leave pixels below and on the right over; the middle may reach beyond the picture, and the crop with it."""
+    image = Image.fromarray(synthetic(37, 29))
+    for height, width in [(21, 12), (20, 29), (40, 30), (37, 29)]:
+        whole = spec(resize=ExactResize(37, 29), crop=(height, width), crop_rounding=rounding)
+        ours = dataclasses.replace(whole, crop=(16, 8), crop_of=(height, width))
+        assert ours.output_size == (16, 8)
+        np.testing.assert_array_equal(resize_and_crop(image, ours), resize_and_crop(image, whole)[:16, :8])
+    with pytest.raises(InputError, match="expected what has room for the crop None"):
+        spec(crop_of=(16, 8))
+
+
+def test_a_picture_that_covers_keeps_its_aspect_ratio_and_fills_the_size() -> None:
+    """By the side that has less to spare, halves to even."""
+    cover = CoverResize(40, 60)
+    assert [cover.size_of(*size) for size in [(80, 120), (80, 60), (400, 1000), (1, 1)]] == [(40, 60), (80, 60), (40, 100), (60, 60)]
+    assert CoverResize(10, 10).size_of(20, 45) == (10, 22)  # 22.5
+    for height, width in [(31, 17), (97, 1001), (333, 500), (1, 5)]:
+        resized = CoverResize(33, 47).size_of(height, width)
+        assert resized[0] == 33 or resized[1] == 47
+        assert resized[0] >= 33
+        assert resized[1] >= 47
+
+
+def test_a_grey_recipe_converts_before_it_resizes_and_has_one_channel() -> None:
+    """Pillow's own conversion; grey files come out with the values they have."""
+    ours = spec(color="L", mean=(0.5,), std=(0.25,))
+    image = Image.fromarray(synthetic(90, 70))
+    expected = np.asarray(image.convert("L").resize((32, 24), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resize_and_crop(image, ours), expected[..., None])
+    values = pixel_values([image, image.convert("L")], ours)
+    assert values.shape == (2, 1, 24, 32)
+    np.testing.assert_array_equal(values[:, 0], np.float32((expected[None] / 255 - 0.5) / 0.25).repeat(2, axis=0))
+    with pytest.raises(InputError, match=r"expected \(B, H, W, 1\) uint8"):
+        normalize(np.zeros((1, 8, 8, 3), np.uint8), ours)
+
+
 def test_the_table_is_the_exact_value_rounded_once() -> None:
     """Each of the 3 x 256 entries is the float32 nearest to the float64 formula, and nobody can overwrite it."""
     ours = spec()
@@ -224,6 +284,7 @@ GOOD = [
     Preprocessing.paper(224, 384),
     spec(interpolation="lanczos", crop=(20, 20), rescale=1.0, **CLIP),
     spec(resize=ShortestEdgeResize(256), interpolation="bicubic", crop=(224, 192)),
+    spec(resize=CoverResize(40, 60), crop=(32, 48), crop_rounding="half_even", crop_of=(35, 48), color="L", mean=(0.4,), std=(0.3,)),
 ]
 
 
@@ -246,16 +307,22 @@ def test_the_json_form_is_the_published_one() -> None:
         "in_graph": [],
     }
     assert GOOD[2].to_dict()["resize"] == {"mode": "shortest_edge", "edge": 256}
-    assert GOOD[2].to_dict()["crop"] == {"height": 224, "width": 192}
+    assert GOOD[2].to_dict()["crop"] == {"height": 224, "width": 192, "rounding": "floor", "of": None}
+    assert GOOD[3].to_dict()["resize"] == {"mode": "cover", "height": 40, "width": 60}
+    of = {"height": 35, "width": 48}
+    assert GOOD[3].to_dict()["crop"] == {"height": 32, "width": 48, "rounding": "half_even", "of": of}
+    assert (GOOD[3].to_dict()["color"], GOOD[3].to_dict()["mean"]) == ("L", [0.4])
 
 
 def test_the_size_that_comes_out_is_known_beforehand() -> None:
     """The crop's where there is one."""
-    assert [ours.output_size for ours in GOOD] == [(224, 384), (20, 20), (224, 192)]
+    assert [ours.output_size for ours in GOOD] == [(224, 384), (20, 20), (224, 192), (32, 48)]
 
 
 BAD: list[tuple[str, object, str]] = [
-    ("color", "BGR", "color = 'BGR', expected 'RGB'"),
+    ("color", "BGR", "color = 'BGR', expected one of RGB, L"),
+    ("color", "L", "mean = .*, expected 1 numbers for color L"),
+    ("color", ["L"], "color = .*, expected a string"),
     ("resize", None, "resize = None"),
     ("resize", {"mode": "pad"}, "shortest_edge"),
     ("resize", {"mode": ["exact"]}, "shortest_edge"),
@@ -268,18 +335,29 @@ BAD: list[tuple[str, object, str]] = [
     ("resize", {"mode": "exact", "height": 65536, "width": 65536}, "at most 67108864 pixels"),
     ("resize", {"mode": "shortest_edge", "edge": -1}, "resize.edge = -1"),
     ("resize", {"mode": "shortest_edge", "edge": 256}, "crop = None, expected a height and width"),
+    ("resize", {"mode": "cover", "height": 4, "width": 4}, "crop = None, expected a height and width"),
+    ("resize", {"mode": "cover", "height": 4}, "without .'width'"),
     ("interpolation", "spline", "interpolation = 'spline', expected one of nearest"),
     ("interpolation", 2, "interpolation = 2, expected a string"),
     ("interpolation", ["bilinear"], "interpolation"),
-    ("crop", 224, "crop = 224, expected an object with height, width"),
-    ("crop", {"height": 224}, "without .'width'"),
-    ("crop", {"height": 224, "width": "224"}, "crop.width = '224'"),
-    ("crop", {"height": 65536, "width": 65536}, "crop = "),
+    ("crop", 224, "crop = 224, expected an object with height, width, rounding, of"),
+    ("crop", {"height": 224, "rounding": "floor", "of": None}, "without .'width'"),
+    ("crop", {"height": 224, "width": 224}, "without .'of', 'rounding'"),
+    ("crop", {"height": 224, "width": "224", "rounding": "floor", "of": None}, "crop.width = '224'"),
+    ("crop", {"height": 65536, "width": 65536, "rounding": "floor", "of": None}, "crop = "),
+    ("crop", {"height": 224, "width": 224, "rounding": "up", "of": None}, "crop.rounding = 'up', expected one of floor, half_even"),
+    ("crop", {"height": 224, "width": 224, "rounding": None, "of": None}, "crop.rounding = None, expected a string"),
+    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": 384}, "crop.of = 384, expected an object with height, width"),
+    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": {"height": 224}}, "crop.of without .'width'"),
+    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": {"height": 384, "width": 0}}, "crop.of.width = 0"),
+    ("crop", {"height": 8, "width": 8, "rounding": "floor", "of": {"height": 9, "width": 7}}, r"crop.of = \(9, 7\), expected what"),
+    ("crop", {"height": 8, "width": 8, "rounding": "floor", "of": {"height": 7, "width": 9}}, r"crop.of = \(7, 9\), expected what"),
     ("rescale", 0, "rescale = 0, expected a finite number other than 0"),
     ("rescale", None, "rescale = None"),
     ("rescale", True, "rescale = True"),
     ("rescale", float("nan"), "rescale = nan"),
-    ("mean", 0.5, "mean = 0.5, expected a list of three numbers"),
+    ("mean", 0.5, "mean = 0.5, expected a list of one number for each channel"),
+    ("mean", [0.5], "mean = .0.5,., expected 3 numbers for color RGB"),
     ("mean", [0.5, 0.5], "mean = "),
     ("mean", [0.5, 0.5, "x"], r"mean\[2\] = 'x'"),
     ("mean", [0.5, float("inf"), 0.5], r"mean\[1\] = inf"),
@@ -325,7 +403,13 @@ def test_an_unknown_field_is_never_ignored() -> None:
 
 def test_building_a_recipe_in_python_is_checked_as_well() -> None:
     """With InputError, since no file is to blame."""
-    for changes in ({"interpolation": "area"}, {"std": (1.0, 0.0, 1.0)}, {"mean": (0.5, 0.5)}, {"resize": ShortestEdgeResize(9)}):
+    for changes in (
+        {"interpolation": "area"},
+        {"std": (1.0, 0.0, 1.0)},
+        {"mean": (0.5, 0.5)},
+        {"resize": ShortestEdgeResize(9)},
+        {"color": "L"},
+    ):
         with pytest.raises(InputError, match="expected"):
             spec(**changes)
     with pytest.raises(InputError, match=r"resize\.height"):

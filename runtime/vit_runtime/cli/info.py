@@ -9,7 +9,7 @@ import click
 from vit_runtime.cli.common import Command, Console, output_options, table
 from vit_runtime.manifest import Manifest, read_manifest
 from vit_runtime.onnx_file import OnnxFile
-from vit_runtime.preprocess import ExactResize, Preprocessing
+from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing
 
 
 @click.command(cls=Command)
@@ -38,13 +38,14 @@ def main(console: Console, model: Path) -> None:
 
 def _text(manifest: Manifest, file: OnnxFile) -> str:
     m, p = manifest.model, manifest.preprocessing
-    height, width = manifest.image_size
+    shape = f"({', '.join(map(str, manifest.input_shape))})"
+    multiples = f", in multiples of {manifest.multiple_of}" if manifest.multiple_of is not None else ""
     rows = [
         ["file", " with ".join([f"{file.path}, {file.size / 1e6:.1f} MB", *file.external_files])],
         ["model", f"{m['arch'] or 'custom'}, {m['parameters'] / 1e6:.1f} M parameters, patch {m['patch_size']}, pool {m['pool']}"],
         ["weights", _weights(manifest)],
-        ["input", f"{manifest.input_name} float32 (batch, 3, {height}, {width})"],
-        ["images", _images(p)],
+        ["input", f"{manifest.input_name} float32 {shape}{multiples}"],
+        ["images", describe_images(p)],
     ]
     rows += [
         ["output" if i == 0 else "", f"{o.name} {o.dtype} ({', '.join(map(str, o.shape))}): {o.meaning}"]
@@ -60,13 +61,23 @@ def _text(manifest: Manifest, file: OnnxFile) -> str:
     return "\n".join([*lines, *_parity(manifest)])
 
 
-def _images(p: Preprocessing) -> str:
+def describe_images(p: Preprocessing) -> str:
+    """What is done to a picture, in one line."""
     if isinstance(p.resize, ExactResize):
         resize = f"resize to {p.resize.height}x{p.resize.width}"
+    elif isinstance(p.resize, CoverResize):
+        resize = f"resize to cover {p.resize.height}x{p.resize.width}"
     else:
         resize = f"resize the shorter edge to {p.resize.edge}"
     crop = f", crop {p.crop[0]}x{p.crop[1]}" if p.crop else ""
-    return f"RGB, {resize} ({p.interpolation}){crop}, x{p.rescale:.6g}, mean {p.mean}, std {p.std}"
+    crop += f" of {p.crop_of[0]}x{p.crop_of[1]}" if p.crop_of else ""
+    color = "grey" if p.color == "L" else p.color
+    return f"{color}, {resize} ({p.interpolation}){crop}, / {1 / p.rescale:.6g}, mean {_numbers(p.mean)}, std {_numbers(p.std)}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    """One number where all channels have the same."""
+    return " ".join(map(str, dict.fromkeys(values) if len(set(values)) == 1 else values))
 
 
 def _weights(manifest: Manifest) -> str:
@@ -78,7 +89,7 @@ def _weights(manifest: Manifest) -> str:
 
 def _labels(manifest: Manifest) -> str:
     if manifest.labels is None:
-        return "none"
+        return "none" if manifest.class_scores else "none, as there are no classes"
     shown = ", ".join(manifest.labels[:5])
     return f"{len(manifest.labels)}: {shown}{' ...' if len(manifest.labels) > 5 else ''}"
 
@@ -89,10 +100,10 @@ def _parity(manifest: Manifest) -> list[str]:
     limits, golden = manifest.parity.limits, manifest.golden
     allowed = f"at most {limits.rms:g}x (rms) and {limits.max:g}x (largest) PyTorch's own float32 error"
     lines = [f"parity   {golden.images} golden images, {allowed}; at export:"]
-    rows = [["provider", "output", "batch", "rms error", "floor", "ratio"]]
+    rows = [["provider", "output", "batch", "size", "rms error", "floor", "ratio"]]
+    floors = {golden.image_size: golden.floor for golden in manifest.goldens}
     for item in manifest.parity.measured:
-        floor = golden.floor[item.output].rms
-        rows.append(
-            [item.provider, item.output, str(item.batch_size), f"{item.error.rms:.1e}", f"{floor:.1e}", f"{item.error.rms / floor:.2f}"]
-        )
+        floor = floors[item.image_size][item.output].rms
+        where = [item.provider, item.output, str(item.batch_size), f"{item.image_size[0]}x{item.image_size[1]}"]
+        rows.append([*where, f"{item.error.rms:.1e}", f"{floor:.1e}", f"{item.error.rms / floor:.2f}"])
     return [*lines, table(rows, indent="         ")]

@@ -57,10 +57,10 @@ def _check(console: Console, path: Path, names: list[str], sizes: list[int], thr
 def _text(path: str, reports: list[Report]) -> str:
     lines = []
     for report in reports:
-        rows = [["output", "batch", "rms error", "in floors", "largest", "in floors", ""]]
+        rows = [["output", "batch", "size", "rms error", "in floors", "largest", "in floors", ""]]
         for c in report.checks:
             numbers = [f"{c.error.rms:.2e}", f"{c.rms_floors:.2f}", f"{c.error.max:.2e}", f"{c.max_floors:.2f}"]
-            rows.append([c.output, str(c.batch_size), *numbers, "" if c.passed else "FAILED"])
+            rows.append([c.output, str(c.batch_size), f"{c.image_size[0]}x{c.image_size[1]}", *numbers, "" if c.passed else "FAILED"])
         verdict = "passed" if report.passed else "FAILED"
         limits = f"limits: {report.limits.rms:g} and {report.limits.max:g} floors"
         lines.append(f"{path} on {report.checks[0].provider}: {verdict} ({limits})")

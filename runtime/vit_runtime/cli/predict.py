@@ -15,7 +15,7 @@ import numpy.typing as npt
 from vit_runtime.cli.common import Command, Console, output_options, shown, writing
 from vit_runtime.errors import ImageError, InputError
 from vit_runtime.images import find_images
-from vit_runtime.model import BATCH_SIZE, Model, Prediction, load
+from vit_runtime.model import BATCH_SIZE, Model, Prediction, load, no_classes, no_features
 from vit_runtime.preprocess import preprocess
 
 
@@ -27,7 +27,9 @@ from vit_runtime.preprocess import preprocess
 @click.option("--batch-size", default=BATCH_SIZE, show_default=True, type=click.IntRange(1), help="Images that go through together.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
 @click.option(
-    "--embeddings", type=click.Path(path_type=Path, dir_okay=False), help="Write the images' embeddings to this .npz: paths, embeddings."
+    "--embeddings",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what `embed` gives for each image to this .npz: paths, embeddings.",
 )
 @click.option(
     "--csv",
@@ -42,6 +44,8 @@ def main(
 ) -> None:  # fmt: skip
     """Classify images (files, folders, globs) with an exported file, prepared as its manifest says.
 
+    A file without classes (CLIP's, or one without a head) is for --embeddings.
+
     An image that cannot be read is named, the rest go on, and the exit code is 3.
 
     Example: vit-predict vit.onnx photo.jpg holiday/ --topk 3
@@ -51,13 +55,13 @@ def main(
             raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it with `mkdir -p {file.parent}`")
     paths = find_images(images)
     loaded = load(model, provider, threads)
-    names = [output.name for output in loaded.manifest.outputs]
-    if embeddings is not None and "embedding" not in names:
-        raise InputError(f"{model} has outputs {', '.join(names)} and no embedding to write; export it with --outputs embedding")
-    if "logits" not in names and embeddings is None:
-        raise InputError(f"{model} has outputs {', '.join(names)} and no logits to classify with; --embeddings FILE writes its embeddings")
-    if "logits" not in names and csv_file is not None:
-        raise InputError(f"{model} has outputs {', '.join(names)} and no logits for --csv; leave --csv out")
+    scores, features = loaded.manifest.class_scores, loaded.manifest.features
+    if embeddings is not None and features is None:
+        raise InputError(f"{model} {no_features(loaded.manifest, 'write')}")
+    if scores is None and embeddings is None:
+        raise InputError(f"{model} {no_classes(loaded.manifest, '--embeddings out.npz writes its embeddings')}")
+    if scores is None and csv_file is not None:
+        raise InputError(f"{model} {no_classes(loaded.manifest, 'leave --csv out')}")
     console.progress(f"{len(paths)} images on {loaded.provider}, {loaded.threads} threads")
     start, rows, vectors = time.perf_counter(), list[dict[str, Any]](), list[npt.NDArray[np.float32]]()
     for path, outputs in _outputs(loaded, paths, batch_size):
@@ -66,11 +70,11 @@ def main(
             rows.append({"image": str(path), "error": str(outputs)})
             continue
         predictions = []
-        if "logits" in outputs:
-            top = Prediction(outputs["logits"], loaded.manifest.labels).top(topk)
+        if scores is not None:
+            top = Prediction(outputs[scores], loaded.manifest.labels).top(topk)
             predictions = [{"index": label.index, "label": label.name, "probability": label.probability} for label in top]
-        if embeddings is not None:
-            vectors.append(outputs["embedding"])
+        if embeddings is not None and features is not None:
+            vectors.append(outputs[features])
         rows.append({"image": str(path), "predictions": predictions})
         if not console.as_json and not console.quiet and predictions:
             click.echo(f"{shown(path)}: " + ", ".join(f"{p['label']} {p['probability']:.1%}" for p in predictions))
