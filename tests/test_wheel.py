@@ -59,6 +59,7 @@ def test_the_wheel_holds_three_typed_packages_and_the_weights(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"{package}/py.typed" for package in ("vit_models", "vit_exporter", "vit_runtime")} <= names
     assert {"vit_models/digits.safetensors", "vit_runtime/manifest.schema.json"} <= names
+    assert {f"vit_models/checkpoints/{name}" for name in ("imagenet_classes.txt", "timm/archs.json")} <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "examples/"))]
 
 

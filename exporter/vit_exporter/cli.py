@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit_runtime.cli.common import Command, Console, output_options, table
+from vit_exporter.options import CheckpointCommand, checkpoint_options, parse_options
+from vit_runtime.cli.common import Console, output_options, table
 from vit_runtime.errors import InputError, MachineError
 from vit_runtime.memory import megabytes
 from vit_runtime.providers import load_onnxruntime
@@ -20,24 +22,19 @@ if TYPE_CHECKING:
     from vit_exporter.pipeline import ExportReport
 
 
-class ExportCommand(Command):
-    """Knows the errors of the network's package too."""
-
-    def foreign(self) -> tuple[tuple[type[Exception], int], ...]:
-        """A configuration that cannot be is wrong usage; a checkpoint that cannot be read is a bad file."""
-        from vit_models.errors import CheckpointError, ConfigError
-
-        return ((ConfigError, 2), (CheckpointError, 3))
-
-
-@click.command(cls=ExportCommand)
+@click.command(cls=CheckpointCommand)
 @click.option("--out", type=click.Path(path_type=Path), help="The .onnx file to write.")
-@click.option("--arch", help="A named architecture [default: ViT-B/16]; 'digits' is small and trained.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights: a safetensors file that vit_models.save_checkpoint wrote.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights: a file or folder in any public format.")
+@click.option(
+    "--arch",
+    metavar="NAME",
+    help="A named architecture [default: ViT-B/16]; 'digits' is small and trained. With --checkpoint: its own name.",
+)
+@checkpoint_options
+@click.option("--sha256", metavar="HEX", help="Refuse a checkpoint that has another SHA-256.")
+@click.option("--dynamic-size", is_flag=True, help="Leave height and width free, in multiples of the patch size.")
+@click.option("--num-classes", type=click.IntRange(0), help="Classes of a random head, 0 for no head [default: the architecture's].")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the random weights.")
-@click.option("--img-size", metavar="H[,W]", help="Image size in pixels, height first [default: the architecture's].")
-@click.option("--num-classes", type=click.IntRange(0), help="Classes of the head; 0 for no head [default: the architecture's].")
-@click.option("--pool", type=click.Choice(["cls", "mean"]), help="What represents the image [default: the architecture's].")
 @click.option("--outputs", help="Some of logits,embedding,tokens,attention [default: logits,embedding].")
 @click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line, in the order of the logits.")
 @click.option("--opset", default=18, show_default=True, help="Version of the ONNX operators.")
@@ -61,9 +58,11 @@ def main(console: Console, list_archs: bool, out: Path | None, arch: str | None,
         return _list_archs(console)
     if out is None:
         raise InputError("got no --out, expected the .onnx file to write; try --out vit.onnx")
-    if arch is not None and checkpoint is not None:
-        raise InputError("got --arch and --checkpoint, expected one of them; a checkpoint says itself which architecture it is")
-    size, names = _size(options["img_size"]), options["outputs"].split(",") if options["outputs"] is not None else None
+    named = {name: options.pop(name) for name in ("format_name", "model_args", "weights", "img_size", "pool", "drop_head")}
+    names = options["outputs"].split(",") if options["outputs"] is not None else None
+    about = {"format_name": "--format", "model_args": "--model-arg", "weights": "--weights", "sha256": "--sha256"}
+    if checkpoint is None and (given := [option for name, option in about.items() if {**named, **options}[name]]):
+        raise InputError(f"got {given[0]} without --checkpoint, which it is about; add one or leave it out")
     labels = _labels(options["labels"])
     gc.disable()  # for this short life: looking for garbage among all that torch imports takes a sixth of an export's time
     _need_packages("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors")
@@ -74,16 +73,20 @@ def main(console: Console, list_archs: bool, out: Path | None, arch: str | None,
     from vit_models import DEFAULT_ARCH, DIGITS, find_arch
 
     gc.freeze()  # nor is it looked for at the end
-    changes = Changes(size, options["num_classes"], options["pool"])
+    asked = parse_options(arch, **named)
+    classes = 0 if asked.drop_head else options["num_classes"]
+    changes = Changes(asked.img_size, classes, asked.pool, options["dynamic_size"])
     spec = ExportSpec(out, options["opset"], options["simplify"], options["verify"], options["external_data"], options["force"])
-    name = find_arch(arch or DEFAULT_ARCH)
     if checkpoint is not None:
-        report = export(lambda: checkpoint_source(checkpoint, changes, names, labels), spec, _teller(console))
-    elif name == DIGITS:
+        sha256 = options["sha256"]
+        report = export(lambda: checkpoint_source(checkpoint, changes, names, labels, options=asked, sha256=sha256), spec, _teller(console))
+    elif (name := find_arch(arch or DEFAULT_ARCH)) == DIGITS:
         report = export(lambda: digits_source(changes, names, labels), spec, _teller(console))
     else:
         report = export(lambda: random_source(name, options["seed"], changes, names, labels), spec, _teller(console))
         console.warn(f"no checkpoint, so {name} got random weights from seed {options['seed']}: it runs, but it classifies nothing")
+    for note in report.notes:
+        console.warn(note)
     console.result(report.to_dict(), _summary(report))
     return None
 
@@ -107,18 +110,6 @@ def _list_archs(console: Console) -> None:
     rows += [[str(value) for value in arch.values()] for arch in archs]
     text = f"{table(rows, indent='')}\n{DIGITS}: a small network trained on handwritten digits, weights included"
     console.result({"archs": archs, "trained": [DIGITS]}, text)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) not in (1, 2):
-        raise InputError(f"got --img-size {text!r}, expected one whole number or height,width, such as 224 or 224,384")
-    return sizes[0], sizes[-1]
 
 
 def _labels(path: Path | None) -> list[str] | None:
@@ -157,21 +148,28 @@ def _teller(console: Console) -> Any:
 
 def _summary(report: ExportReport) -> str:
     manifest = report.manifest
-    weights = f"random weights, seed {manifest.checkpoint['seed']}" if manifest.checkpoint["format"] == "random" else "trained weights"
+    from vit_exporter.source import describe_weights
+
+    what = f"{manifest.model['arch'] or 'checkpoint'}, {manifest.model['parameters'] / 1e6:.1f} M parameters"
     lines = [
-        f"{report.out}: {manifest.model['arch'] or 'checkpoint'}, {manifest.model['parameters'] / 1e6:.1f} M parameters, {weights}",
+        f"{report.out}: {what}, {describe_weights(manifest.checkpoint)}",
         f"  graph   opset {manifest.build['opset']}, {report.nodes_before} -> {report.nodes_after} nodes",
         f"  size    {report.size / 1e6:.1f} MB{' with ' + ', '.join(report.external_files) if report.external_files else ''}",
     ]
+    if "proof" in manifest.checkpoint:
+        lines.append(f"  proof   {manifest.checkpoint['proof']}")
     if report.parity:
         worst = report.parity.worst
-        sizes = ", ".join(dict.fromkeys(str(check.batch_size) for check in report.parity.checks))
+        batches = ", ".join(dict.fromkeys(str(check.batch_size) for check in report.parity.checks))
+        sizes = ", ".join(dict.fromkeys(f"{height}x{width}" for height, width in (check.image_size for check in report.parity.checks)))
         lines.append(
             f"  parity  passed: at most {worst.rms_floors:.2f}x PyTorch's own float32 error ({worst.output}, batch {worst.batch_size}; "
-            f"limit {report.parity.limits.rms:g}x) at batch sizes {sizes}"
+            f"limit {report.parity.limits.rms:g}x) at batch sizes {batches}{f' and image sizes {sizes}' if manifest.golden_sizes else ''}"
         )
     else:
         lines.append("  parity  not verified (--no-verify): vit-parity will have nothing to go by")
     lines.append(f"  cost    {report.seconds:.1f} s, peak memory {megabytes(report.peak_memory)}")
-    lines.append(f"next: vit-predict {report.out} IMAGE   or   vit-parity {report.out}")
+    out = shlex.quote(str(report.out))
+    embeddings = " --embeddings out.npz" if manifest.class_scores is None and manifest.features else ""
+    lines.append(f"next: vit-predict {out} IMAGE{embeddings}   or   vit-parity {out}")
     return "\n".join(lines)

@@ -17,15 +17,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import defs
 
+from vit_exporter.passes.fold_attention_scale import FoldAttentionScale
+from vit_exporter.passes.fold_layer_scale import FoldLayerScale
 from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
+from vit_exporter.passes.fuse_attention import FuseAttention
 from vit_exporter.passes.simplify import Simplify
-from vit_exporter.reference import golden_record
-from vit_exporter.source import Source
-from vit_exporter.trace import BATCH, INPUT, trace
+from vit_exporter.reference import golden_record, other_sizes
+from vit_exporter.source import Source, VerificationError
+from vit_exporter.trace import BATCH, INPUT, PATCHES, TOKENS, trace
 from vit_exporter.writer import ONE_FILE_LIMIT, append_metadata, check_out, staging, weight_bytes, write_model
 from vit_models import ViT, ViTConfig
-from vit_runtime.errors import InputError, MachineError, VitError
-from vit_runtime.manifest import KEY, Golden, Limits, Manifest, Measured, Output, Parity, read_manifest
+from vit_models.memory import hand_back
+from vit_runtime.errors import InputError, MachineError
+from vit_runtime.manifest import KEY, Error, Golden, Limits, Manifest, Measured, Output, Parity, read_manifest
 from vit_runtime.memory import available_memory, peak_memory
 from vit_runtime.parity import FLOAT32_LIMITS, Check, Report, check_record
 from vit_runtime.providers import create_session
@@ -36,18 +40,15 @@ from vit_runtime.providers import create_session
 MIN_OPSET, DEFAULT_OPSET = 18, 18
 MAX_OPSET = 23  # the newest that torch's exporter is tested with
 
+# In this order: the folds read weights as FoldWeightTransposes leaves them, and what is folded is out of the fusions' way.
+PASSES: tuple[type[ir.passes.PassBase], ...] = (Simplify, FoldWeightTransposes, FoldLayerScale, FoldAttentionScale, FuseAttention)
+
 MEANINGS = {
     "logits": "unnormalised score of each class; softmax gives probabilities",
     "embedding": "image representation, the head's input",
     "tokens": "final state of every token after the last norm, class token first",
     "attention": "attention of the last block's class token to each patch, by head, row by row",
 }
-
-
-class VerificationError(VitError):
-    """The file does not compute what PyTorch computes; it was not written."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class ExportReport:
     seconds: float
     steps: tuple[tuple[str, float], ...]
     peak_memory: int | None
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; sizes in bytes, times in seconds."""
@@ -99,6 +101,7 @@ class ExportReport:
             "seconds": round(self.seconds, 3),
             "steps": {name: round(seconds, 3) for name, seconds in self.steps},
             "peak_memory": self.peak_memory,
+            "notes": list(self.notes),
             "parity": self.parity.to_dict() if self.parity else None,
             "manifest": _without_golden(self.manifest),
         }
@@ -141,17 +144,32 @@ def export(
         graph = trace(source.model, spec.opset)
         nodes_before = len(graph.graph)
         detail.append(f"opset {spec.opset}, {nodes_before} nodes")
-    passes = [Simplify(), FoldWeightTransposes()] if spec.simplify else []
+    passes = [make() for make in PASSES] if spec.simplify else []
     with steps.step("simplify") as detail:
         graph, applied = _apply(graph, passes)
         detail.append(f"{nodes_before} -> {len(graph.graph)} nodes" if passes else "left out")
     nodes_after = len(graph.graph)
+    gc.collect()
+    hand_back()
+    source.fill()
     golden: Golden | None = None
+    golden_sizes: tuple[Golden, ...] = ()
     if spec.verify:
         with steps.step("reference") as detail:
             golden = golden_record(source.model, source.preprocessing)
             detail.append(f"float64 PyTorch on {golden.images} golden images")
-    manifest = _manifest(source, graph, spec, applied, golden)
+            if source.model.dynamic_size:
+                sizes = other_sizes(source.model.config)
+                golden_sizes = tuple(golden_record(source.model, source.preprocessing, size) for size in sizes)
+                detail.append(f"and at {len(sizes)} other sizes")
+    notes, checkpoint = source.notes, source.checkpoint
+    if source.proof is not None and spec.verify:
+        with steps.step("prove") as detail:
+            checkpoint = {**checkpoint, "proof": source.proof()}
+            detail.append(checkpoint["proof"])
+    elif source.proof is not None:
+        notes = (*notes, "recovered from a graph and not proven against it (--no-verify)")
+    manifest = dataclasses.replace(_manifest(source, graph, spec, applied), checkpoint=checkpoint, golden=golden, golden_sizes=golden_sizes)
     needed = weight_bytes(graph)
     external = spec.external_data or needed > ONE_FILE_LIMIT
     with staging(spec.out, spec.force, needed) as staged:
@@ -173,7 +191,17 @@ def export(
     _, file = read_manifest(spec.out)
     seconds = time.perf_counter() - start
     return ExportReport(
-        spec.out, manifest, file.size, file.external_files, nodes_before, nodes_after, report, seconds, tuple(steps.done), peak_memory()
+        spec.out,
+        manifest,
+        file.size,
+        file.external_files,
+        nodes_before,
+        nodes_after,
+        report,
+        seconds,
+        tuple(steps.done),
+        peak_memory(),
+        notes,
     )
 
 
@@ -209,7 +237,8 @@ def _verify(path: Path, manifest: Manifest) -> Report:
     report = check_record(run, manifest, provider, limits=FLOAT32_LIMITS)
     if not report.passed:
         worst = next(check for check in report.checks if not check.passed)
-        where = f"{worst.output} at batch size {worst.batch_size} {_fault(worst, report.limits)}"
+        size = f" of {worst.image_size[0]}x{worst.image_size[1]}" if manifest.golden_sizes else ""
+        where = f"{worst.output} at batch size {worst.batch_size}{size} {_fault(worst, report.limits)}"
         raise VerificationError(f"the graph does not compute what PyTorch computes: {where}; nothing was written")
     return report
 
@@ -228,8 +257,7 @@ def _parity(report: Report) -> Parity:
         return float(f"{value:.2g}")
 
     measured = tuple(
-        Measured(c.provider, c.batch_size, c.output, dataclasses.replace(c.error, rms=rounded(c.error.rms), max=rounded(c.error.max)))
-        for c in report.checks
+        Measured(c.provider, c.batch_size, c.output, Error(rounded(c.error.rms), rounded(c.error.max)), c.image_size) for c in report.checks
     )
     return Parity(report.limits, measured)
 
@@ -238,9 +266,9 @@ def _sizes(report: Report) -> list[str]:
     return list(dict.fromkeys(str(check.batch_size) for check in report.checks))
 
 
-def _manifest(source: Source, graph: ir.Model, spec: ExportSpec, passes: list[dict[str, Any]], golden: Golden | None) -> Manifest:
+def _manifest(source: Source, graph: ir.Model, spec: ExportSpec, passes: list[dict[str, Any]]) -> Manifest:
     model = source.model
-    outputs = tuple(Output(name, "float32", (BATCH, *_shape(model, name)), MEANINGS[name]) for name in model.outputs)
+    outputs = tuple(Output(name, "float32", (BATCH, *_shape(model, name)), _meaning(model.config, name)) for name in model.outputs)
     build = {
         "opset": spec.opset,
         "target": "portable",
@@ -259,18 +287,26 @@ def _manifest(source: Source, graph: ir.Model, spec: ExportSpec, passes: list[di
         outputs=outputs,
         labels=source.labels,
         build=build,
-        golden=golden,
+        golden=None,
         parity=None,
+        multiple_of=model.config.patch_size if model.dynamic_size else None,
     )
 
 
-def _shape(model: ViT, output: str) -> tuple[int, ...]:
-    config: ViTConfig = model.config
-    shapes = {
+def _meaning(config: ViTConfig, output: str) -> str:
+    if output == "logits" and config.projection:
+        return "image representation in the space that images and texts share, not normalised"
+    return MEANINGS[output]
+
+
+def _shape(model: ViT, output: str) -> tuple[int | str, ...]:
+    config = model.config
+    tokens, patches = (TOKENS, PATCHES) if model.dynamic_size else (config.num_tokens, config.num_patches)
+    shapes: dict[str, tuple[int | str, ...]] = {
         "logits": (config.num_classes,),
-        "embedding": (config.representation_size or config.embed_dim,),
-        "tokens": (config.num_tokens, config.embed_dim),
-        "attention": (config.num_heads, config.num_patches),
+        "embedding": (config.embedding_dim,),
+        "tokens": (tokens, config.embed_dim),
+        "attention": (config.num_heads, patches),
     }
     return shapes[output]
 

@@ -6,25 +6,26 @@ import dataclasses
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx import helper
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
-from torch import Tensor
+from torch.export import Dim
 
 from vit_exporter.passes.name_by_module import NameByModule
 from vit_exporter.passes.repeat_block import RepeatBlock
-from vit_models import ViT
+from vit_models import ViT, ViTConfig
 
-INPUT, BATCH = "pixel_values", "batch"
+INPUT, BATCH, HEIGHT, WIDTH, TOKENS, PATCHES = "pixel_values", "batch", "height", "width", "tokens", "patches"
 
 
 def trace(model: ViT, opset: int) -> ir.Model:
-    """The network as an ONNX graph of standard ops, batch dimension free.
+    """The network as an ONNX graph of standard ops, batch dimension free, and height and width where the network leaves them free.
 
     One block is traced, on torch's meta device, where there are shapes but no numbers, and repeated to the network's depth:
     neither time nor memory grows with the weights, which the graph's initialisers read from the model only when somebody asks.
@@ -32,12 +33,15 @@ def trace(model: ViT, opset: int) -> ir.Model:
     with torch.device("meta"):
         # Attention alone needs nothing of what the last block computes: the tokens keep it in the trace until it is repeated.
         outputs = model.outputs if model.outputs != ("attention",) else ("attention", "tokens")
-        shallow = ViT(dataclasses.replace(model.config, depth=1), outputs).eval()
-        example = torch.empty(2, 3, *model.config.img_size)  # 2: torch would take a batch of 1 for a constant
+        shallow = ViT(dataclasses.replace(model.config, depth=1), outputs, model.dynamic_size).eval()
+        example = torch.empty(2, model.config.in_chans, *model.config.img_size)  # 2: torch would take a batch of 1 for a constant
+    free: dict[int, Any] = {0: Dim(BATCH)}
+    if model.dynamic_size:
+        free |= {2: model.config.patch_size * Dim("rows"), 3: model.config.patch_size * Dim("columns")}
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # raised by torch about its own calls
         program = torch.onnx.export(
-            shallow, (example,), dynamo=True, dynamic_shapes={INPUT: {0: BATCH}}, opset_version=opset,
+            shallow, (example,), dynamo=True, dynamic_shapes={INPUT: free}, opset_version=opset,
             input_names=[INPUT], output_names=list(outputs), optimize=False, verbose=False,
         )  # fmt: skip
     assert program is not None  # it is None only when torch writes the file itself
@@ -48,7 +52,9 @@ def trace(model: ViT, opset: int) -> ir.Model:
     if outputs != model.outputs:
         graph.graph.outputs.pop()
         RemoveUnusedNodesPass()(graph)
-    _bind(graph, model.state_dict())
+    _bind(graph, model)
+    if model.dynamic_size:
+        _name_free_sizes(graph, model.config)
     graph.metadata_props.clear()
     graph.graph.name = "vit"
     # The lowest version of the file format that has this opset, so that older runtimes read it.
@@ -58,15 +64,25 @@ def trace(model: ViT, opset: int) -> ir.Model:
     return graph
 
 
-def _bind(model: ir.Model, state: Mapping[str, Tensor]) -> None:
-    for name, value in model.graph.initializers.items():
-        if name in state:
-            shape = ir.Shape(state[name].shape)
-            value.const_value = ir.LazyTensor(partial(_numbers, state[name]), dtype=ir.DataType.FLOAT, shape=shape, name=name)
+def _name_free_sizes(graph: ir.Model, config: ViTConfig) -> None:
+    """What follows the image's size gets names that people read, instead of torch's formulas."""
+    graph.graph.inputs[0].shape = ir.Shape([BATCH, config.in_chans, HEIGHT, WIDTH])
+    shapes = {"tokens": ir.Shape([BATCH, TOKENS, config.embed_dim]), "attention": ir.Shape([BATCH, config.num_heads, PATCHES])}
+    for value in graph.graph.outputs:
+        value.shape = shapes.get(value.name or "", value.shape)
 
 
-def _numbers(weight: Tensor) -> ir.TensorProtocol:
-    return ir.Tensor(weight.detach().numpy())
+def _bind(graph: ir.Model, model: ViT) -> None:
+    """Let the graph's initialisers read the model's parameters of the same names, when somebody asks for their numbers."""
+    for name, parameter in model.named_parameters():
+        if name in graph.graph.initializers:
+            shape = ir.Shape(parameter.shape)
+            tensor = ir.LazyTensor(partial(_numbers, model, name), dtype=ir.DataType.FLOAT, shape=shape, name=name)
+            graph.graph.initializers[name].const_value = tensor
+
+
+def _numbers(model: ViT, name: str) -> ir.TensorProtocol:
+    return ir.Tensor(model.get_parameter(name).detach().numpy())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import vit_exporter
 from vit_exporter import ExportReport, ExportSpec, Source, VerificationError, export
 from vit_exporter.pipeline import MAX_OPSET, MIN_OPSET
 from vit_exporter.reference import UNIT_ROUNDOFF, float32_outputs, float64_outputs
-from vit_models import OUTPUT_NAMES, ViT, ViTConfig, init_weights
+from vit_models import OUTPUT_NAMES, Rope, ViT, ViTConfig, init_weights
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Error, read_manifest
 from vit_runtime.parity import FLOAT32_LIMITS, check_record, judge, measure, scale_of
@@ -29,6 +29,8 @@ from vit_runtime.preprocess import Preprocessing
 
 TINY = ViTConfig(img_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, num_classes=10)
 NO_TOKEN = {"class_token": False, "pool": "mean"}
+ROTARY = {"rope": Rope(0.5, (2.0, 2.0), -1.0)}
+THREE = ("logits", "embedding", "tokens")
 BATCH_SIZES = (1, 2, 3, 5, 7, 16)  # 2 is what is traced with; 3, 5 and 7 divide nothing
 IMAGES = 240  # ten logits each: enough numbers that their errors' root mean square is steady to a few per cent
 
@@ -37,8 +39,8 @@ def source_of(model: ViT) -> Source:
     return Source(model.eval(), None, {"format": "random", "seed": 0, "sha256": None}, Preprocessing.paper(*model.config.img_size), None)
 
 
-def source(config: ViTConfig = TINY, outputs: Sequence[str] | None = None) -> Source:
-    return source_of(init_weights(ViT(config, outputs), 1))
+def source(config: ViTConfig = TINY, outputs: Sequence[str] | None = None, dynamic_size: bool = False) -> Source:
+    return source_of(init_weights(ViT(config, outputs, dynamic_size), 1))
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Case:
     outputs: tuple[str, ...] | None = None
     opset: int = 18
     simplify: bool = True
+    dynamic_size: bool = False
 
     @property
     def config(self) -> ViTConfig:
@@ -70,8 +73,31 @@ CASES = {
     "one patch": Case({"img_size": (8, 8)}, OUTPUT_NAMES),
     "one head, large patches": Case({"num_heads": 1, "patch_size": 16}),
     "many heads, other epsilon": Case({"num_heads": 8, "layer_norm_eps": 1e-3, "mlp_dim": 40}),
+    "map pooling, gated MLP": Case({**NO_TOKEN, "pool": "map", "gated_mlp": True, "mlp_norm": True, "activation": "silu"}, THREE),
+    "deit": Case({"distilled": True, "pool": "cls_dist"}, OUTPUT_NAMES),
+    "deit, mean of both tokens": Case({"distilled": True, "pool": "cls_dist_mean"}, OUTPUT_NAMES),
+    "dinov3": Case({**ROTARY, "depth": 3, "num_registers": 3, "pos_embed": False, "layer_scale": True}, OUTPUT_NAMES),
+    "eva": Case({"rope": Rope(), "attn_norm": True, "mlp_norm": True, "gated_mlp": True, "activation": "silu"}, OUTPUT_NAMES),
+    "beit": Case({"rel_pos_bias": True, "pos_embed": False, "final_norm": "pooled", "pool": "mean", "depth": 3}, OUTPUT_NAMES),
+    "clip": Case({"pre_norm": True, "activation": "quick_gelu", "projection": True}, OUTPUT_NAMES),
+    "clip classifier": Case({"pre_norm": True, "final_norm": "aside", "pool": "mean"}, OUTPUT_NAMES),
+    "query and key norms, no last norm": Case({"qk_norm": True, "final_norm": "none", "pool": "mean_all"}, OUTPUT_NAMES),
+    "dinov2 classifier": Case({"pool": "cls_mean", "layer_scale": True, "num_registers": 2, "activation": "gelu_tanh"}, OUTPUT_NAMES),
+    "free size": Case({"depth": 3}, OUTPUT_NAMES, dynamic_size=True),
+    "free size, antialias": Case({"resample": "bicubic_antialias", "num_registers": 2}, THREE, dynamic_size=True),
+    "free size, offset": Case({"resample": "bicubic_offset", "img_size": (16, 40)}, THREE, dynamic_size=True),
+    "free size, corners": Case({"resample": "bicubic_align_corners"}, THREE, dynamic_size=True),
+    "free size, bilinear": Case({"resample": "bilinear"}, THREE, dynamic_size=True),
+    "free size, bilinear corners": Case({**NO_TOKEN, "resample": "bilinear_align_corners"}, THREE, dynamic_size=True),
+    "free size, dinov3": Case({**ROTARY, "pos_embed": False, "num_registers": 1}, OUTPUT_NAMES, dynamic_size=True),
+    "free size, rotary without a span": Case({"rope": Rope()}, OUTPUT_NAMES, dynamic_size=True),
     "opset 20": Case({}, OUTPUT_NAMES, opset=20),
     "opset 23": Case({}, OUTPUT_NAMES, opset=23),
+    "opset 20, dinov2": Case({"layer_scale": True, "num_registers": 2, "activation": "gelu_tanh"}, OUTPUT_NAMES, opset=20),
+    "opset 23, dinov3": Case({**ROTARY, "pos_embed": False, "layer_scale": True}, OUTPUT_NAMES, opset=23),
+    "opset 23, beit": Case({"rel_pos_bias": True, "pos_embed": False, "pool": "mean", "layer_scale": True}, OUTPUT_NAMES, opset=23),
+    "opset 23, map pooling": Case({**NO_TOKEN, "pool": "map"}, THREE, opset=23),
+    "opset 23, free size": Case({"depth": 3}, OUTPUT_NAMES, opset=23, dynamic_size=True),
     "not simplified": Case({"depth": 3}, OUTPUT_NAMES, simplify=False),
     "not simplified, mean, opset 23": Case({"depth": 3, **NO_TOKEN}, ("logits", "tokens"), opset=23, simplify=False),
 }
@@ -91,7 +117,7 @@ class Exported:
 @pytest.fixture(scope="module", params=CASES)
 def exported(request, tmp_path_factory) -> Exported:
     case = CASES[request.param]
-    made = source(case.config, case.outputs)
+    made = source(case.config, case.outputs, case.dynamic_size)
     out = tmp_path_factory.mktemp("export") / "vit.onnx"
     return Exported(case, made, export(lambda: made, ExportSpec(out, opset=case.opset, simplify=case.simplify)))
 
@@ -125,7 +151,7 @@ def test_random_images_give_what_float64_pytorch_gives_at_every_batch_size(expor
             assert (found.dtype, found.shape) == (np.float32, truth[name].shape)
             floor = measure(truth[name], single[name], scale)
             floor = Error(max(floor.rms, UNIT_ROUNDOFF), max(floor.max, UNIT_ROUNDOFF))
-            check = judge("cpu", batch_size, name, measure(truth[name], found, scale), floor, FLOAT32_LIMITS)
+            check = judge("cpu", batch_size, model.config.img_size, name, measure(truth[name], found, scale), floor, FLOAT32_LIMITS)
             assert check.passed, check
 
 
@@ -139,6 +165,24 @@ def test_the_file_passes_its_own_record_at_every_batch_size(exported):
     assert {(check.batch_size, check.output) for check in report.checks} == {(size, name) for size in BATCH_SIZES for name in names}
 
 
+OTHER_SIZES = ((16, 16), (40, 24), (8, 64), (32, 32))
+
+
+def test_a_free_size_is_right_at_every_size(exported):
+    if not exported.case.dynamic_size:
+        return
+    model, session = exported.source.model, session_of(exported.path)
+    for size in OTHER_SIZES:
+        images = np.random.default_rng(5).standard_normal((24, 3, *size), dtype=np.float32)
+        truth, single = float64_outputs(model, images), float32_outputs(model, images)
+        for name, found in zip(model.outputs, session.run(list(model.outputs), {"pixel_values": images}), strict=True):
+            scale = scale_of(truth[name])
+            floor = measure(truth[name], single[name], scale)
+            floor = Error(max(floor.rms, UNIT_ROUNDOFF), max(floor.max, UNIT_ROUNDOFF))
+            check = judge("cpu", 24, size, name, measure(truth[name], found, scale), floor, FLOAT32_LIMITS)
+            assert check.passed, (size, check)
+
+
 # --- the graph --------------------------------------------------------------------------------------------------------
 
 
@@ -148,12 +192,14 @@ def shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 def test_inputs_and_outputs_are_named_as_asked_and_only_the_batch_is_free(exported):
     graph, config, outputs = onnx.load(exported.path).graph, exported.case.config, exported.source.model.outputs
-    assert {value.name: shape(value) for value in graph.input} == {"pixel_values": ("batch", 3, *config.img_size)}
+    free = exported.case.dynamic_size
+    size = ("height", "width") if free else config.img_size
+    assert {value.name: shape(value) for value in graph.input} == {"pixel_values": ("batch", 3, *size)}
     shapes = {
         "logits": ("batch", config.num_classes),
-        "embedding": ("batch", config.representation_size or config.embed_dim),
-        "tokens": ("batch", config.num_tokens, config.embed_dim),
-        "attention": ("batch", config.num_heads, config.num_patches),
+        "embedding": ("batch", config.embedding_dim),
+        "tokens": ("batch", "tokens" if free else config.num_tokens, config.embed_dim),
+        "attention": ("batch", config.num_heads, "patches" if free else config.num_patches),
     }
     assert [(value.name, shape(value)) for value in graph.output] == [(name, shapes[name]) for name in outputs]
     assert all(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for value in (*graph.input, *graph.output))
@@ -167,9 +213,31 @@ def test_only_standard_ops_of_the_opset_asked_for_are_used(exported):
     onnx.checker.check_model(str(exported.path), full_check=True)
 
 
+def folded(model: ViT) -> dict[str, np.ndarray]:
+    """The network's parameters as the passes leave them: LayerScale in the layer before it, attention's scale in the queries."""
+    state = {name: values.numpy() for name, values in model.state_dict().items()}
+    width, scale = model.config.embed_dim, np.float32(model.config.head_dim**-0.5)
+    queries = {"attn_pool.q": slice(None)}
+    for index in range(model.config.depth):
+        for gamma, layer in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
+            if model.config.layer_scale:
+                factors = state.pop(f"blocks.{index}.{gamma}")
+                state[f"blocks.{index}.{layer}.weight"] = state[f"blocks.{index}.{layer}.weight"] * factors[:, None]
+                state[f"blocks.{index}.{layer}.bias"] = state[f"blocks.{index}.{layer}.bias"] * factors
+        if not model.config.qk_norm:
+            queries[f"blocks.{index}.attn.qkv"] = slice(0, width)
+    for layer, rows in queries.items():
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            if name in state:
+                state[name] = state[name].copy()
+                state[name][rows] *= scale
+    return state
+
+
 def test_initialisers_are_named_after_the_networks_parameters(exported):
-    """All of them are there, with their numbers, those of a MatMul turned to the way in which it reads them."""
-    state = exported.source.model.state_dict()
+    """All of them but LayerScale's are there, with their numbers times what is folded into them, turned as a MatMul reads them."""
+    model = exported.source.model
+    state = folded(model) if exported.case.simplify else {name: values.numpy() for name, values in model.state_dict().items()}
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(exported.path).graph.initializer}
     if exported.case.outputs == ("attention",):  # which needs neither the last block's values nor what follows it
         assert found.keys() & state.keys()
@@ -196,31 +264,40 @@ def test_the_report_tells_what_was_done(exported):
     assert report.size == exported.path.stat().st_size
     assert report.nodes_after == len(onnx.load(exported.path).graph.node)
     assert report.nodes_after < report.nodes_before if exported.case.simplify else report.nodes_after == report.nodes_before
-    names = ["Simplify", "FoldWeightTransposes"] if exported.case.simplify else []
+    names = ["Simplify", "FoldWeightTransposes", "FoldLayerScale", "FoldAttentionScale", "FuseAttention"]
+    names = names if exported.case.simplify else []
     assert [entry["name"] for entry in report.manifest.build["passes"]] == names
     assert [name for name, _ in report.steps] == ["build", "trace", "simplify", "reference", "write", "verify"]
 
 
-def test_a_simplified_network_of_two_blocks_has_exactly_these_ops(tmp_path):
-    """Linear layers are MatMul + Add; only the head, which is two-dimensional, is one Gemm. Nothing is reshaped around them."""
-    export(source, ExportSpec(tmp_path / "vit.onnx", verify=False))
+STEM = Counter(Conv=1, Reshape=1, Transpose=1, Concat=1, Add=1)
+TOKEN = Counter(Shape=1, Squeeze=1, Reshape=1, Concat=1, Expand=1)  # the class token, once an image
+TOP = Counter(LayerNormalization=1, Gather=1, Gemm=1)
+NORMS_AND_RESIDUALS = Counter(LayerNormalization=2, Add=2)
+LINEAR = Counter(MatMul=4, Add=4)  # qkv, proj, fc1, fc2 and a bias each
+SPELLED_OUT = Counter(
+    Reshape=2,  # into heads and out of them
+    Transpose=3,  # heads to the front, k^T, heads back
+    Gather=3,  # q, k and v out of their packed tensor
+    MatMul=2,  # q k^T, weights times v
+    Softmax=1,
+)
+ATTENTION = {18: SPELLED_OUT, 20: SPELLED_OUT, 23: Counter(Split=1, Attention=1)}
+GELU = {18: Counter(Div=1, Erf=1, Add=1, Mul=2), 20: Counter(Gelu=1), 23: Counter(Gelu=1)}
+
+
+@pytest.mark.parametrize("layer_scale", [False, True])
+@pytest.mark.parametrize("opset", [18, 20, 23])
+def test_a_simplified_network_of_two_blocks_has_exactly_these_ops(tmp_path, opset, layer_scale):
+    """Linear layers are MatMul + Add; only the head, which is two-dimensional, is one Gemm. Nothing is reshaped around them.
+
+    Neither attention's scale nor LayerScale is left: both are in the weights.
+    """
+    config = dataclasses.replace(TINY, layer_scale=layer_scale)
+    export(lambda: source(config), ExportSpec(tmp_path / "vit.onnx", opset=opset, verify=False))
     nodes = onnx.load(tmp_path / "vit.onnx").graph.node
-    block = Counter(
-        LayerNormalization=2,
-        MatMul=6,  # qkv, q k^T, weights times v, proj, fc1, fc2
-        Add=7,  # a bias each for qkv, proj, fc1 and fc2; two residuals; the 1 of GELU
-        Reshape=2,  # into heads and out of them
-        Transpose=3,  # heads to the front, k^T, heads back
-        Gather=3,  # q, k and v out of their packed tensor
-        Mul=3,  # the scale of q, two in GELU
-        Div=1,
-        Erf=1,
-        Softmax=1,
-    )
-    stem = Counter(Conv=1, Reshape=1, Transpose=1, Concat=1, Add=1)
-    token = Counter(Shape=1, Squeeze=1, Reshape=1, Concat=1, Expand=1)  # the class token, once an image
-    top = Counter(LayerNormalization=1, Gather=1, Gemm=1)
-    assert Counter(node.op_type for node in nodes) == block + block + stem + token + top
+    block = NORMS_AND_RESIDUALS + LINEAR + ATTENTION[opset] + GELU[opset]
+    assert Counter(node.op_type for node in nodes) == block + block + STEM + TOKEN + TOP
     linear = [node for node in nodes if node.op_type == "MatMul" and "." in node.input[1] and "/" not in node.input[1]]
     names = [f"blocks.{b}.{layer}.weight" for b in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert [node.input[1] for node in linear] == names

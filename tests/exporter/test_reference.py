@@ -61,10 +61,24 @@ def test_the_floor_is_of_the_size_of_float32s_rounding(fields):
 
 def test_a_lucky_network_gets_no_floor_below_float32s_own_resolution():
     """With a head of zeros PyTorch is exact, which another runtime could only match, not come near."""
-    model = network()
+    model = network(num_classes=50)
     with torch.no_grad():
         model.head.weight.zero_()
     assert golden_record(model, Preprocessing.paper(*TINY.img_size)).floor["logits"].rms == pytest.approx(UNIT_ROUNDOFF, rel=0.005)
+
+
+def test_a_few_logits_get_no_floor_below_that_of_what_they_are_made_of():
+    """16 images of two classes are 32 numbers: how exact those are is chance."""
+    model = network(num_classes=2)
+    record = golden_record(model, Preprocessing.paper(*TINY.img_size))
+    assert record.floor["logits"].rms >= record.floor["embedding"].rms
+    with torch.no_grad():
+        model.head.weight.zero_()
+    luckiest = golden_record(model, Preprocessing.paper(*TINY.img_size))
+    assert luckiest.floor["logits"] == luckiest.floor["embedding"]
+    alone = ViT(model.config, ["logits"])
+    alone.load_state_dict(model.state_dict())
+    assert golden_record(alone.eval(), Preprocessing.paper(*TINY.img_size)).floor == {"logits": luckiest.floor["logits"]}
 
 
 def test_the_record_holds_what_float64_computes_for_the_golden_images():

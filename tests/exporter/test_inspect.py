@@ -1,0 +1,314 @@
+"""vit-inspect: what a checkpoint is, in words and as data, without torch and without reading a weight."""
+
+import json
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vit_exporter.cli import main as export
+from vit_exporter.inspect import main
+from vit_models import Options, inspect
+
+ROOT = Path(__file__).parents[2]
+CARRIED = ROOT / "tests" / "data" / "checkpoints"
+CASES = {case.name: case for case in runpy.run_path(str(ROOT / "scripts" / "checkpoint_table.py"))["cases"](CARRIED)}
+TORCHVISION = CARRIED / "torchvision__vit_interpolate" / "vit_interpolate.pth"
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """The command answers SIGTERM in its own way; the tests' process gets its old way back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # a traceback, which no user may see
+    return result
+
+
+def text_of(*arguments: object) -> str:
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout
+
+
+def row_of(text: str, name: str) -> str:
+    """The lines that belong to a row, without its name."""
+    match = re.search(rf"^  {name:<9} (.*(?:\n {{12}}.*)*)$", text, re.MULTILINE)
+    assert match, text
+    return re.sub(r"\n +", "\n", match[1])
+
+
+def arguments_of(options: Options) -> list[str]:
+    words = [f"--img-size={options.img_size[0]},{options.img_size[1]}"] if options.img_size else []
+    words += [f"--format={options.format}"] if options.format else []
+    words += [f"--weights={options.weights}"] if options.weights else []
+    return words + [f"--model-arg={name}={value}" for name, value in options.model_args.items()]
+
+
+def refused(*arguments: object, exit_code: int) -> str:
+    """The one line of an error, which is all that is printed."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (exit_code, ""), result.stderr
+    assert re.fullmatch(r"error: [^\n]+\n", result.stderr)
+    return result.stderr
+
+
+# ---- in words ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_says_what_the_checkpoint_is():
+    path = CARRIED / "hf__dinov2_registers_cls"
+    assert text_of(path) == (
+        f"{path}: Hugging Face transformers, Dinov2WithRegistersForImageClassification\n"
+        "  network   2 blocks of width 44, 4 heads, patches of 8 x 8\n"
+        "            MLP of 88, GELU; LayerNorm eps 1e-06, LayerScale\n"
+        "            42,250 parameters, 473,968 multiply-accumulates an image\n"
+        "  image     24 x 24, 3 channels\n"
+        "  tokens    class token, 2 registers, 9 patches; positions: learned table\n"
+        "  pooling   class token and patch mean side by side; LayerNorm before pooling\n"
+        "  head      10 classes: class_0, class_1, class_2, class_3, …\n"
+        "  pixels    RGB, resize the shorter edge to 24 (bicubic), crop 24x24, / 255, mean 0.485 0.456 0.406, std 0.229 0.224 0.225\n"
+        "  converted 45 tensors, float32\n"
+        "  ignored   dinov2_with_registers.embeddings.mask_token: stands in for masked patches in training\n"
+        f"next: vit-export --checkpoint {path} --out vit.onnx\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "row", "words"),
+    [
+        ("openai_clip__vit/clip_state_dict.pt", "network", "2 blocks of width 64, 1 head, patches of 8 x 8\nMLP of 256, quick GELU; "),
+        ("openai_clip__vit/clip_state_dict.pt", "network", "eps 1e-05, pre-norm\n"),
+        ("openai_clip__vit/clip_state_dict.pt", "head", "projection to 40 numbers in a space that images and texts share; no classes"),
+        ("openai_clip__vit/clip_state_dict.pt", "converted", "32 tensors, float16"),
+        ("openai_clip__vit/clip_state_dict.pt", "ignored", "transformer.resblocks.0.attn.in_proj_weight and 14 more: the text tower"),
+        ("hf__vit_cls_bf16", "converted", "40 tensors, bfloat16"),
+        ("hf__deit_teacher", "tokens", "class token, distillation token, 24 patches; positions: learned table"),
+        ("hf__deit_teacher", "image", "48 x 32 (height x width), 3 channels"),
+        ("hf__deit_teacher", "pooling", "class and distillation token side by side; LayerNorm before pooling"),
+        ("hf__dinov3_vit", "tokens", "class token, 4 registers, 16 patches; positions: rotary"),
+        ("hf__dinov3_vit", "head", "none: the network ends at the embedding of 48 numbers"),
+        ("hf__dinov3_vit", "note", "give --img-size 32,48 to run as transformers does"),
+        ("hf__siglip_cls", "ignored", "out_proj.bias and 8 more: SiglipForImageClassification averages the tokens instead"),
+        ("big_vision__siglip2_scan/siglip2_scan.npz", "pooling", "a learned probe that attends to all tokens; LayerNorm before pooling"),
+        ("google_vit__prelogits/prelogits.npz", "pooling", "class token; LayerNorm before pooling; pre-logits of 48"),
+        ("timm__beit_nonsquare", "tokens", "class token, 24 patches; positions: relative bias"),
+        ("timm__eva02_tiny", "tokens", "16 patches; positions: learned table and rotary"),
+        ("timm__eva02_tiny", "network", "MLP of 72, SiLU, gated; "),
+        ("timm__vit_inchans", "image", "32 x 32, 1 channel"),
+        ("timm__vit_inchans", "pixels", "grey, resize the shorter edge to 35 (bicubic), crop 32x32, / 255, mean 0.5, std 0.5"),
+        ("timm__wrappers/timm_train.pth.tar", "note", "took 'state_dict'; --weights ema takes 'state_dict_ema'"),
+    ],
+)
+def test_a_row_tells_what_is_particular(path, row, words):
+    text = text_of(CARRIED / path)
+    assert any(words in f"{found}\n" for found in [row_of(text, row), *re.findall(rf"^  {row:<9} (.*)$", text, re.MULTILINE)]), text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_reference_checkpoint_is_described_in_rows(name):
+    case = CASES[name]
+    text = text_of(case.path, *arguments_of(case.options))
+    title, *rows, last = text.splitlines()
+    assert title.startswith(f"{case.path}: ")
+    kinds = [row[2:11].strip() for row in rows]
+    assert kinds[:9] == ["network", "", "", "image", "tokens", "pooling", "head", "pixels", "converted"]
+    assert set(kinds[9:]) <= {"ignored", "note"}
+    assert last.startswith("next: vit-export --checkpoint ")
+    for oddity in ("None", "1 heads", "1 classes", "1 patches", "0.0 M", "F32", "('", "[", "{"):
+        assert oddity not in text
+    assert ("no classes" in text) == inspect(case.path, case.options).config.projection
+
+
+def test_the_document_shows_what_is_printed(monkeypatch):
+    """docs/checkpoints.md has a whole example."""
+    monkeypatch.chdir(ROOT)
+    document = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    example = re.search(r"^\$ vit-inspect (tests/.*)\n((?:.*\n)*?)```", document, re.MULTILINE)
+    assert example
+    assert text_of(*example[1].split()) == example[2]
+
+
+def test_the_next_command_repeats_what_was_asked_for_and_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my model.pth").write_bytes(TORCHVISION.read_bytes())
+    asked = ["--model-arg", "num_heads=4", "--img-size", "48,32", "--pool", "mean", "--drop-head"]
+    last = text_of("my model.pth", *asked).splitlines()[-1]
+    words = shlex.split(last.removeprefix("next: "))
+    assert words[:3] == ["vit-export", "--checkpoint", "my model.pth"]
+    assert sorted(words[3:-2]) == sorted(asked)
+    assert CliRunner().invoke(export, [*words[1:], "--no-verify"]).exit_code == 0
+    assert (tmp_path / "vit.onnx").exists()
+
+
+# ---- as data -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_document_holds_what_python_gets(name):
+    case = CASES[name]
+    document, spec = json.loads(text_of(case.path, *arguments_of(case.options), "--json")), inspect(case.path, case.options)
+    assert (document["format"], document["title"], document["arch"]) == (spec.format, spec.title, spec.arch)
+    assert document["config"]["img_size"] == list(spec.config.img_size)
+    assert (document["config"]["num_heads"], document["config"]["projection"]) == (spec.config.num_heads, spec.config.projection)
+    assert (document["parameters"], document["macs"]) == (spec.parameters, spec.config.macs)
+    assert document["preprocessing"] == spec.preprocessing
+    assert (document["converted"], document["ignored"]) == (list(spec.converted), dict(spec.ignored))
+    assert (document["notes"], document["trained_size"]) == (list(spec.notes), list(spec.trained_size))
+
+
+def test_the_documents_values_are_right():
+    document = json.loads(text_of(TORCHVISION, "--model-arg", "num_heads=4", "--img-size", 48, "--json"))
+    assert (document["path"], document["format"], document["title"], document["arch"]) == (
+        str(TORCHVISION), "torchvision", "torchvision", None,
+    )  # fmt: skip
+    config = document["config"]
+    assert [config[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "num_classes")] == [
+        [48, 48], 8, 40, 2, 4, 80, 7,
+    ]  # fmt: skip
+    assert (document["trained_size"], document["dtypes"], document["labels"]) == ([32, 32], ["F32"], None)
+    assert (document["preprocessing"]["crop"]["height"], document["preprocessing"]["interpolation"]) == (48, "bilinear")
+    patches, block = 3 * 64 * 40 + 40, 4 * 40 + 3 * 40 * 40 + 3 * 40 + 40 * 40 + 40 + 2 * 40 * 80 + 80 + 40
+    assert document["parameters"] == patches + 40 + 37 * 40 + 2 * block + 2 * 40 + 40 * 7 + 7
+    assert (len(document["converted"]), document["ignored"]) == (32, {})
+    assert document["notes"] == ["the position table was stored for 32 x 32 and is resampled to 48 x 48 (bicubic_align_corners)"]
+
+
+def test_quiet_prints_nothing():
+    assert text_of(CARRIED / "timm__vit_map", "-q") == ""
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        ("absent", [], "absent cannot be read (No such file or directory); expected a file or folder of weights"),
+        ("timm__wrappers", [], "has several files of weights, "),
+        ("timm__wrappers/case.json", [], "expected weights in safetensors, torch, NumPy or ONNX format"),
+        ("torchvision__vit_interpolate/vit_interpolate.pth", [], "give it with --model-arg num_heads=6, or --arch NAME"),
+        ("dino__vit_interpolate/vit_interpolate.pth", [], "looks alike from timm, DINO and MAE; say where it is from with --format"),
+    ],
+)
+def test_a_file_that_cannot_be_told_is_one_line_and_exit_code_3(path, options, words):
+    assert words in refused(CARRIED / path, *options, exit_code=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        ("hf__vit_cls_bf16", ["--format", "tim"], "got format 'tim', expected one of vit-deploy, hugging-face, timm, "),
+        ("hf__vit_cls_bf16", ["--format", "timm"], "is not laid out like timm, but like Hugging Face transformers; leave --format out"),
+        (
+            "hf__vit_cls_bf16",
+            ["--format", "onnx"],
+            "is not laid out like an ONNX graph, but like Hugging Face transformers; leave --format",
+        ),
+        ("hf__vit_cls_bf16", ["--arch", "vit"], "got --arch, but config.json says what the network is; leave it out"),
+        ("hf__vit_cls_bf16", ["--img-size", "30"], "which patches of 8 do not divide; the nearest sizes that work are 24 and 32"),
+        ("hf__beit_cls", ["--img-size", "30"], "which patches of 8 do not divide; the nearest sizes that work are 24 and 32"),
+        ("timm__vit_map", ["--arch", "vit_bas"], "got the architecture 'vit_bas', which is no vision transformer of timm"),
+        ("timm__vit_map", ["--model-arg", "heads=4"], "got --model-arg heads, which none of timm's classes has; the nearest of their "),
+        ("timm__vit_map", ["--model-arg", "num_heads=7"], "got embed_dim 40 with 7 heads, expected a width that the heads divide evenly"),
+        ("timm__vit_map", ["--model-arg", "num_heads"], "got --model-arg 'num_heads', expected NAME=VALUE, such as num_heads=6"),
+        ("timm__wrappers/plain_state_dict.pth", ["--weights", "ema"], "holds one set of weights and does not say that they are an EMA's"),
+        ("google_vit__prelogits/prelogits.npz", ["--arch", "B/16"], "by its shapes it is no published network; leave it out"),
+        ("openai_clip__vit/clip_state_dict.pt", ["--model-arg", "width=4"], "which OpenAI CLIP does not read; expected none"),
+        ("openai_clip__vit/clip_state_dict.pt", ["--pool", "map"], "these weights have no learned probe"),
+        ("big_vision__gap_bf16/gap_bf16.npz", ["--pool", "cls"], "got pool 'cls' without a class token"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_cannot_be_is_one_line_and_exit_code_2(path, options, words):
+    """It is mended on the command line, not in the file."""
+    assert words in refused(CARRIED / path, *options, exit_code=2)
+
+
+def test_an_error_with_json_is_a_document_too():
+    result = run(CARRIED / "absent", "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == document["exit_code"] == 3
+    assert result.stderr == f"error: {document['error']}\n"
+
+
+def test_what_click_refuses_is_exit_code_2():
+    assert run().exit_code == run(TORCHVISION, "--pool", "max").exit_code == run(TORCHVISION, "--weights", "mine").exit_code == 2
+
+
+# ---- what it costs -------------------------------------------------------------------------------------------------------------------
+
+COST = """
+import resource, sys
+from vit_exporter.inspect import main
+main([sys.argv[1]], standalone_mode=False)
+print(sorted({'torch', 'onnx', 'onnxruntime', 'transformers'} & set(sys.modules)), file=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024), file=sys.stderr)
+"""
+
+
+def cost_of(path: Path) -> tuple[str, str, int]:
+    """What is said of a checkpoint by a process of its own, the heavy packages that it imported, and its peak memory in bytes."""
+    done = subprocess.run([sys.executable, "-c", COST, str(path)], capture_output=True, text=True, timeout=120, check=True)
+    packages, peak = done.stderr.splitlines()
+    return done.stdout, packages, int(peak)
+
+
+@pytest.mark.parametrize("name", ["hf__vit_cls_bf16", "hf__vit_cls_sharded", "timm__eva02_tiny", "open_clip__vit_quickgelu"])
+def test_safetensors_are_inspected_without_torch(name):
+    assert cost_of(CARRIED / name)[1] == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no getrusage, and files are not sparse by themselves")
+def test_a_large_file_takes_no_memory(tmp_path):
+    """A ViT-L of 1.2 GB as Hugging Face names it, all holes on the disk: only its header is read."""
+    tiny = CARRIED / "hf__vit_cls_bf16"
+    config = json.loads((tiny / "config.json").read_text())
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    config |= sizes | {"image_size": 224, "patch_size": 16, "architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    header, end = {}, 0
+    for name, shape in vit_large(len(config["id2label"])).items():
+        size = 4
+        for side in shape:
+            size *= side
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    assert end > 1_200_000_000
+    said, packages, peak = cost_of(tmp_path)
+    assert "303.3 M parameters" in said
+    assert packages == "[]"
+    assert peak < cost_of(tiny)[2] + 16_000_000  # the header's 30 kB, and what two runs differ by
+
+
+def vit_large(classes: int) -> dict[str, list[int]]:
+    """The shapes of ViTForImageClassification's large network, by name."""
+    width, mlp = 1024, 4096
+    linear = {"attention.attention.query": (width, width), "attention.attention.key": (width, width)}
+    linear |= {"attention.attention.value": (width, width), "attention.output.dense": (width, width)}
+    linear |= {"intermediate.dense": (mlp, width), "output.dense": (width, mlp)}
+    shapes = {"vit.embeddings.cls_token": [1, 1, width], "vit.embeddings.position_embeddings": [1, 197, width]}
+    shapes["vit.embeddings.patch_embeddings.projection.weight"] = [width, 3, 16, 16]
+    for layer in range(24):
+        block = f"vit.encoder.layer.{layer}"
+        for name, (rows, columns) in linear.items():
+            shapes |= {f"{block}.{name}.weight": [rows, columns], f"{block}.{name}.bias": [rows]}
+        shapes |= {f"{block}.layernorm_{place}.{part}": [width] for place in ("before", "after") for part in ("weight", "bias")}
+    shapes |= {"vit.embeddings.patch_embeddings.projection.bias": [width], "vit.layernorm.weight": [width], "vit.layernorm.bias": [width]}
+    return shapes | {"classifier.weight": [classes, width], "classifier.bias": [classes]}
