@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test test-slow test-gpu lint format bench clean
+.PHONY: help install demo demo-dinov2 test test-slow test-gpu lint format bench clean
 
 help:
 	@echo "make demo       export ViT-B/16 and a trained network, classify held-out images without torch, write demo/"
+	@echo "make demo-dinov2  recover a trained DINOv2 from an ONNX file, prove it, show what it looks at and finds; writes build/dinov2/"
 	@echo "make test       lint, types and tests (minutes)"
 	@echo "make test-slow  the tests marked slow: ViT-L and ViT-H, full disks, long runs"
 	@echo "make test-gpu   the tests marked gpu; they say why they skip where there is none"
@@ -25,6 +26,9 @@ install: $(READY)
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py --out demo
+
+demo-dinov2: $(READY)
+	$(BIN)/python examples/demo_dinov2.py --out build/dinov2
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
