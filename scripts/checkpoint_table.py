@@ -10,7 +10,9 @@ self: about 1 means that nothing but float32 rounding stands between us and the 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vit_models import Options, Spec, ViT, load
+from vit_models import Options, Spec, ViT, inspect, load
 
 TOLERANCE = 5e-5  # absolute: a GELU of the wrong kind shows at 2e-4, a wrong epsilon at 1e-3
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,14 +127,48 @@ def _rms(values: Any) -> float:
     return float(np.sqrt(np.mean(np.square(values.astype(np.float64)))))
 
 
+def shapes() -> Iterator[tuple[str, tuple[int, int], float, float]]:
+    """Models of transformers in shapes that no fixture has, from its reader's tests: name, image size, largest error, noise floors."""
+    tests = runpy.run_path(str(ROOT / "tests" / "models" / "checkpoints" / "test_hugging_face.py"))
+    for name, case in tests["CASES"].items():
+        source = case.model().eval()
+        tests["randomise"](source, seed=len(name))
+        options = Options(img_size=case.size if case.resampled else None)
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_pretrained(folder)
+            outputs = tests["_outputs"](inspect(folder, options).config.num_classes)
+            model, spec = load(folder, options, outputs=outputs)
+            rows, columns = case.size
+            size = (2, spec.config.in_chans, rows + case.cut, columns + case.cut)
+            images = torch.randn(size, generator=torch.Generator().manual_seed(1))
+            pixels = images[:, :, :rows, :columns]
+            with torch.no_grad():
+                expected = {output: value.numpy() for output, value in case.outputs(source.double(), images.double()).items()}
+                ours = dict(zip(outputs, (value.numpy() for value in model(pixels)), strict=True))
+                exact = dict(zip(outputs, (value.numpy() for value in model.double()(pixels.double())), strict=True))
+        error = max(float(np.abs(ours[output] - expected[output]).max()) for output in outputs)
+        floors = max(_rms(ours[output] - expected[output]) / _rms(ours[output] - exact[output]) for output in outputs)
+        yield name, case.size, error, floors
+
+
+def shape_table(rows: list[tuple[str, tuple[int, int], float, float]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| model of transformers | size | largest error | in noise floors |", "| --- | --- | --- | --- |"]
+    lines += [f"| {name} | {height} x {width} | {error:.1e} | {floors:.2f} |" for name, (height, width), error, floors in rows]
+    return "\n".join(lines)
+
+
 def main(root: Path, write: bool) -> None:
-    """Print the table, or put it into the document."""
+    """Print the tables, or put them into the document."""
     torch.set_num_threads(1)  # the sums' order decides the last bit
-    rows = [measure(case) for case in cases(root)]
-    text = table(rows)
+    rows, more = [measure(case) for case in cases(root)], list(shapes())
+    text = f"{table(rows)}\n\nOther shapes, built with transformers by the tests, every parameter random:\n\n{shape_table(more)}"
     print(text)
     worst, floors = max(row.worst for row in rows), max(row.floors for row in rows)
     print(f"{len(rows)} checkpoints; largest error {worst:.1e}, at most {floors:.2f} noise floors")
+    print(
+        f"{len(more)} other shapes; largest error {max(row[2] for row in more):.1e}, at most {max(row[3] for row in more):.2f} noise floors"
+    )
     if write:
         before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)

@@ -86,3 +86,21 @@ def test_the_exported_file_gives_it_too(name, tmp_path) -> None:
 @pytest.mark.parametrize("name", sorted(CASES.keys() - set(EXPORTED)))
 def test_every_exported_file_gives_it_too(name, tmp_path) -> None:
     check_export(CASES[name], tmp_path / "vit.onnx")
+
+
+def test_the_documents_table_has_every_case() -> None:
+    """All that were there when it was made; scripts/checkpoint_table.py makes it again."""
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = dict.fromkeys(line.split("|")[1].strip() for line in text.partition(TABLE["BEGIN"])[2].splitlines() if line.startswith("| "))
+    assert rows.keys() >= CASES.keys()
+
+
+@pytest.mark.slow
+def test_the_documents_table_is_what_its_script_measures() -> None:
+    """Every figure within a half of what another machine's sums may give."""
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    written = {line.split("|")[1].strip(): float(line.split("|")[-2]) for line in text.splitlines() if line.count(" x ") and line[0] == "|"}
+    for name, case in CASES.items():
+        assert TABLE["measure"](case).floors == pytest.approx(written[name], rel=0.5)
+    for name, _, _, floors in TABLE["shapes"]():
+        assert floors == pytest.approx(written[name], rel=0.5)
