@@ -39,14 +39,14 @@ def main() -> None:
     document = {**machine(["vit-deploy", "torch", "safetensors", "numpy"]), "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(document, indent=1) + "\n")
-    head = ["checkpoint", "file", "load: peak", "allowed (1.3x + 300 MB)", "load", "vit-inspect", "vit-export --no-verify: peak"]
+    head = ["checkpoint", "file", "load: peak", "1.3x its float32 weights + 300 MB", "load", "vit-inspect", "vit-export --no-verify: peak"]
     print(
         markdown(
             [head]
             + [
                 [
                     f"{row['arch']}, {row['kind']}", f"{row['file_mb']:.0f} MB", f"{row['load_mb']:.0f} MB",
-                    f"{1.3 * row['file_mb'] + 300:.0f} MB", f"{row['load_s']:.1f} s", f"{row['inspect_s']:.2f} s",
+                    f"{1.3 * row['float32_mb'] + 300:.0f} MB", f"{row['load_s']:.1f} s", f"{row['inspect_s']:.2f} s",
                     f"{row['export_mb']:.0f} MB",
                 ]
                 for row in rows
@@ -66,7 +66,14 @@ def measure(arch: str, kind: str, scratch: Path) -> dict[str, object]:
     _, export_mb = timed([BIN / "vit-export", "--checkpoint", path, "--out", scratch / "vit.onnx", "--no-verify", "--force"])
     size = file.stat().st_size / 1e6
     file.unlink()
-    row = {"file_mb": size, "load_mb": load_mb, "load_s": load_s, "inspect_s": inspect_s, "export_mb": export_mb}
+    row = {
+        "file_mb": size,
+        "float32_mb": size * (2 if "bfloat16" in kind else 1),
+        "load_mb": load_mb,
+        "load_s": load_s,
+        "inspect_s": inspect_s,
+        "export_mb": export_mb,
+    }
     return {"arch": arch, "kind": kind, **{name: round(value, 2) for name, value in row.items()}}
 
 
