@@ -13,7 +13,7 @@ help:
 	@echo "make test       lint, types and tests (minutes)"
 	@echo "make test-slow  the tests marked slow: ViT-L and ViT-H, full disks, long runs"
 	@echo "make test-gpu   the tests marked gpu; they say why they skip where there is none"
-	@echo "make bench      time exports beside optimum-cli, and the runtime's size; writes benchmarks/results/"
+	@echo "make bench      time exports beside optimum-cli, checkpoints and the runtime; writes benchmarks/results/"
 	@echo "make lint       ruff and mypy; make format mends what ruff can"
 
 # Always with the constraints: they keep torch on the CPU build, and everything on what was tested.
@@ -51,6 +51,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/runtime_footprint.py --out benchmarks/results/runtime_footprint.json
 	$(BIN)/python benchmarks/export_cost.py --out benchmarks/results/export_cost.json
+	$(BIN)/python benchmarks/checkpoint_cost.py --out benchmarks/results/checkpoint_cost.json
 
 clean:
 	rm -rf $(VENV) build dist demo
