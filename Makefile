@@ -19,7 +19,7 @@ help:
 # Always with the constraints: they keep torch on the CPU build, and everything on what was tested.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e ".[cpu,export,dev]"
+	$(PIP) install -c constraints.txt -e ".[cpu,openvino,export,quantize,dev]"
 	@touch $(READY)
 
 install: $(READY)
