@@ -37,7 +37,7 @@ def test_the_recovered_network_computes_what_the_original_does(demo):
 def test_the_exported_graph_is_a_fraction_of_the_original(demo):
     results = json.loads((demo[0] / "results.json").read_text())
     assert results["original_nodes"] == 1485
-    assert results["exported_nodes"] < 210
+    assert results["exported_nodes"] == 187
 
 
 def test_it_finds_photographs_by_their_parts(demo):

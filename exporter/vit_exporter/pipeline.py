@@ -19,6 +19,7 @@ from onnx import defs
 
 from vit_exporter.passes.fold_attention_scale import FoldAttentionScale
 from vit_exporter.passes.fold_layer_scale import FoldLayerScale
+from vit_exporter.passes.fold_prefix_tokens import FoldPrefixTokens
 from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
 from vit_exporter.passes.fuse_attention import FuseAttention
 from vit_exporter.passes.simplify import Simplify
@@ -41,7 +42,14 @@ MIN_OPSET, DEFAULT_OPSET = 18, 18
 MAX_OPSET = 23  # the newest that torch's exporter is tested with
 
 # In this order: the folds read weights as FoldWeightTransposes leaves them, and what is folded is out of the fusions' way.
-PASSES: tuple[type[ir.passes.PassBase], ...] = (Simplify, FoldWeightTransposes, FoldLayerScale, FoldAttentionScale, FuseAttention)
+PASSES: tuple[type[ir.passes.PassBase], ...] = (
+    Simplify,
+    FoldWeightTransposes,
+    FoldPrefixTokens,
+    FoldLayerScale,
+    FoldAttentionScale,
+    FuseAttention,
+)
 
 MEANINGS = {
     "logits": "unnormalised score of each class; softmax gives probabilities",
@@ -141,7 +149,7 @@ def export(
     if spec.verify:
         check_memory(source.model.config)
     with steps.step("trace") as detail:
-        graph = trace(source.model, spec.opset)
+        graph = trace(source.model, spec.opset, source.read)
         nodes_before = len(graph.graph)
         detail.append(f"opset {spec.opset}, {nodes_before} nodes")
     passes = [make() for make in PASSES] if spec.simplify else []
@@ -151,7 +159,8 @@ def export(
     nodes_after = len(graph.graph)
     gc.collect()
     hand_back()
-    source.fill()
+    if spec.verify or source.read is None:  # else the weights are read one at a time, while they are written
+        source.fill()
     golden: Golden | None = None
     golden_sizes: tuple[Golden, ...] = ()
     if spec.verify:

@@ -25,9 +25,9 @@ from vit_models import (
     digits_checkpoint,
     find_arch,
     init_weights,
-    load,
 )
 from vit_models.checkpoints import native, onnx_graph
+from vit_models.checkpoints.load import prepare
 from vit_runtime.cli.info import describe_images
 from vit_runtime.errors import InputError, VitError
 from vit_runtime.preprocess import Preprocessing
@@ -44,6 +44,7 @@ class Source:
     """A network with weights, and what its manifest will say of where they came from.
 
     Tracing and simplifying need no weights: `fill` gives them to the model when they are needed, so that the two are not in memory at once.
+    `read` gives one parameter by name without the others, float32, for a file that is written without a look at what it computes.
     `notes` are what the user should hear of how a checkpoint was read. `proof` holds a network that was recovered from an ONNX graph
     against that graph, and says in one line how they compare, or raises VerificationError.
     """
@@ -55,6 +56,7 @@ class Source:
     labels: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
     fill: Callable[[], object] = lambda: None
+    read: Callable[[str], torch.Tensor] | None = None
     proof: Callable[[], str] | None = None
 
     def describe(self) -> str:
@@ -109,13 +111,14 @@ def checkpoint_source(
     """
     drop_head = options.drop_head or changes.num_classes == 0
     options = dataclasses.replace(options, img_size=changes.img_size, pool=changes.pool, drop_head=drop_head)
-    model, spec = load(path, options, sha256=sha256, outputs=outputs, dynamic_size=changes.dynamic_size)
+    prepared = prepare(path, options, sha256=sha256, outputs=outputs, dynamic_size=changes.dynamic_size)
+    model, spec = prepared.model, prepared.spec
     if not drop_head and changes.num_classes not in (None, spec.config.num_classes):
         raise ConfigError(
             f"got num_classes {changes.num_classes}, but these weights have a head of {spec.config.num_classes}; "
             "leave --num-classes out, or give --drop-head"
         )
-    source = _of_spec(model, spec, labels)
+    source = dataclasses.replace(_of_spec(model, spec, labels), fill=prepared.fill, read=prepared.read)
     return dataclasses.replace(source, proof=partial(_prove_recovered, path, model)) if spec.format == onnx_graph.NAME else source
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from onnx import helper
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from torch import Tensor
 from torch.export import Dim
 
 from vit_exporter.passes.name_by_module import NameByModule
@@ -24,11 +25,12 @@ from vit_models import ViT, ViTConfig
 INPUT, BATCH, HEIGHT, WIDTH, TOKENS, PATCHES = "pixel_values", "batch", "height", "width", "tokens", "patches"
 
 
-def trace(model: ViT, opset: int) -> ir.Model:
+def trace(model: ViT, opset: int, read: Callable[[str], Tensor] | None = None) -> ir.Model:
     """The network as an ONNX graph of standard ops, batch dimension free, and height and width where the network leaves them free.
 
     One block is traced, on torch's meta device, where there are shapes but no numbers, and repeated to the network's depth:
-    neither time nor memory grows with the weights, which the graph's initialisers read from the model only when somebody asks.
+    neither time nor memory grows with the weights, which the graph's initialisers read from the model only when somebody asks. While a
+    parameter of the model has no numbers, `read` gives them by its name.
     """
     with torch.device("meta"):
         # Attention alone needs nothing of what the last block computes: the tokens keep it in the trace until it is repeated.
@@ -52,7 +54,7 @@ def trace(model: ViT, opset: int) -> ir.Model:
     if outputs != model.outputs:
         graph.graph.outputs.pop()
         RemoveUnusedNodesPass()(graph)
-    _bind(graph, model)
+    _bind(graph, model, read)
     if model.dynamic_size:
         _name_free_sizes(graph, model.config)
     graph.metadata_props.clear()
@@ -72,17 +74,18 @@ def _name_free_sizes(graph: ir.Model, config: ViTConfig) -> None:
         value.shape = shapes.get(value.name or "", value.shape)
 
 
-def _bind(graph: ir.Model, model: ViT) -> None:
+def _bind(graph: ir.Model, model: ViT, read: Callable[[str], Tensor] | None) -> None:
     """Let the graph's initialisers read the model's parameters of the same names, when somebody asks for their numbers."""
     for name, parameter in model.named_parameters():
         if name in graph.graph.initializers:
             shape = ir.Shape(parameter.shape)
-            tensor = ir.LazyTensor(partial(_numbers, model, name), dtype=ir.DataType.FLOAT, shape=shape, name=name)
+            tensor = ir.LazyTensor(partial(_numbers, model, read, name), dtype=ir.DataType.FLOAT, shape=shape, name=name)
             graph.graph.initializers[name].const_value = tensor
 
 
-def _numbers(model: ViT, name: str) -> ir.TensorProtocol:
-    return ir.Tensor(model.get_parameter(name).detach().numpy())
+def _numbers(model: ViT, read: Callable[[str], Tensor] | None, name: str) -> ir.TensorProtocol:
+    parameter = model.get_parameter(name)
+    return ir.Tensor((read(name) if read is not None and parameter.is_meta else parameter.detach()).numpy())
 
 
 @contextmanager

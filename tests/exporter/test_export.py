@@ -214,8 +214,14 @@ def test_only_standard_ops_of_the_opset_asked_for_are_used(exported):
 
 
 def folded(model: ViT) -> dict[str, np.ndarray]:
-    """The network's parameters as the passes leave them: LayerScale in the layer before it, attention's scale in the queries."""
+    """Parameters as the passes leave them: the prefix in the positions, LayerScale in the layer before, attention's scale in q."""
     state = {name: values.numpy() for name, values in model.state_dict().items()}
+    if model.config.pos_embed and not model.dynamic_size:
+        names = ("cls_token", "dist_token", "register_tokens")
+        prefix = [state.pop(f"embeddings.{name}") for name in names if f"embeddings.{name}" in state]
+        if prefix:
+            table = state["embeddings.pos_embed"] = state["embeddings.pos_embed"].copy()
+            table[:, : model.config.num_prefix] += np.concatenate(prefix, axis=1)
     width, scale = model.config.embed_dim, np.float32(model.config.head_dim**-0.5)
     queries = {"attn_pool.q": slice(None)}
     for index in range(model.config.depth):
@@ -235,7 +241,7 @@ def folded(model: ViT) -> dict[str, np.ndarray]:
 
 
 def test_initialisers_are_named_after_the_networks_parameters(exported):
-    """All of them but LayerScale's are there, with their numbers times what is folded into them, turned as a MatMul reads them."""
+    """All that are not folded into others are there, with what is folded into them, turned as a MatMul reads them."""
     model = exported.source.model
     state = folded(model) if exported.case.simplify else {name: values.numpy() for name, values in model.state_dict().items()}
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(exported.path).graph.initializer}
@@ -264,14 +270,13 @@ def test_the_report_tells_what_was_done(exported):
     assert report.size == exported.path.stat().st_size
     assert report.nodes_after == len(onnx.load(exported.path).graph.node)
     assert report.nodes_after < report.nodes_before if exported.case.simplify else report.nodes_after == report.nodes_before
-    names = ["Simplify", "FoldWeightTransposes", "FoldLayerScale", "FoldAttentionScale", "FuseAttention"]
+    names = ["Simplify", "FoldWeightTransposes", "FoldPrefixTokens", "FoldLayerScale", "FoldAttentionScale", "FuseAttention"]
     names = names if exported.case.simplify else []
     assert [entry["name"] for entry in report.manifest.build["passes"]] == names
     assert [name for name, _ in report.steps] == ["build", "trace", "simplify", "reference", "write", "verify"]
 
 
-STEM = Counter(Conv=1, Reshape=1, Transpose=1, Concat=1, Add=1)
-TOKEN = Counter(Shape=1, Squeeze=1, Reshape=1, Concat=1, Expand=1)  # the class token, once an image
+STEM = Counter(Conv=1, Reshape=1, Transpose=1, Pad=1, Add=1)  # Pad makes room for the class token
 TOP = Counter(LayerNormalization=1, Gather=1, Gemm=1)
 NORMS_AND_RESIDUALS = Counter(LayerNormalization=2, Add=2)
 LINEAR = Counter(MatMul=4, Add=4)  # qkv, proj, fc1, fc2 and a bias each
@@ -297,7 +302,7 @@ def test_a_simplified_network_of_two_blocks_has_exactly_these_ops(tmp_path, opse
     export(lambda: source(config), ExportSpec(tmp_path / "vit.onnx", opset=opset, verify=False))
     nodes = onnx.load(tmp_path / "vit.onnx").graph.node
     block = NORMS_AND_RESIDUALS + LINEAR + ATTENTION[opset] + GELU[opset]
-    assert Counter(node.op_type for node in nodes) == block + block + STEM + TOKEN + TOP
+    assert Counter(node.op_type for node in nodes) == block + block + STEM + TOP
     linear = [node for node in nodes if node.op_type == "MatMul" and "." in node.input[1] and "/" not in node.input[1]]
     names = [f"blocks.{b}.{layer}.weight" for b in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert [node.input[1] for node in linear] == names

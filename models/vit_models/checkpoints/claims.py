@@ -13,6 +13,8 @@ MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 1 << 48
 MAX_DIGITS = 30  # of an integer in JSON: more take quadratic time and mean nothing
 MAX_NAME = 512
+# A value of JSON takes up to thirty times its text in memory. The labels of ImageNet-21k, both ways, have 150,000 commas.
+MAX_VALUES = 250_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -69,6 +71,10 @@ def check_name(name: object) -> str:
 
 def parse_json(what: str, data: bytes) -> Any:
     """The value of a JSON text in UTF-8; objects must not name a key twice. Raises: CheckpointError, where `what` names the text."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise CheckpointError(
+            f"{what} has more than {MAX_VALUES:,} commas and brackets, which no Vision Transformer's has; get the file again"
+        )
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
         if _SURROGATE.search(data):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DOCUMENTS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
-MAX_DOCUMENT = 10 << 20
+MAX_DOCUMENT = 4 << 20
 INDEX = ".index.json"
 # What a folder is opened by, the first that is there.
 WEIGHTS = (

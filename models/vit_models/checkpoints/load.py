@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -38,7 +39,9 @@ MODULES = (
     "open_clip",
     "onnx_graph",
 )
+MAX_SHARED = 4  # parameters made of one stored tensor; blocks stacked in one array are more
 HAND_BACK = 64 << 20  # bytes read after which what was freed goes back to the system
+ONE_BY_ONE = 1 << 20  # bytes of a parameter from which on the system gets back, each time, what reading it took
 FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -93,6 +96,21 @@ def inspect(path: Path | str, options: Options = Options()) -> Spec:
     return _prepare(Path(path), options)[2]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint's network before its weights are read.
+
+    `model` lies on torch's meta device, in eval mode, until `fill` has given it all of its float32 parameters. `read` gives one of them
+    by name, float32, and leaves nothing of it in memory; None where parameters share stored tensors, so that reading them one by one
+    would read those again and again. Both raise CheckpointError for numbers that cannot be the network's.
+    """
+
+    model: ViT
+    spec: Spec
+    fill: Callable[[], None]
+    read: Callable[[str], Tensor] | None
+
+
 def load(
     path: Path | str,
     options: Options = Options(),
@@ -110,6 +128,20 @@ def load(
     Raises: CheckpointError for a file that is unreadable, unsafe, incomplete or contradicts itself; OptionError, which is one, where
     `options` do not fit the file; ConfigError for a wish that the network cannot fulfil.
     """
+    prepared = prepare(path, options, sha256=sha256, outputs=outputs, dynamic_size=dynamic_size)
+    prepared.fill()
+    return prepared.model, prepared.spec
+
+
+def prepare(
+    path: Path | str,
+    options: Options = Options(),
+    *,
+    sha256: str | None = None,
+    outputs: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+) -> Prepared:
+    """What `load` would give, without its weights yet. Raises as `load` does, but for what the numbers themselves would tell."""
     import torch
 
     from vit_models.vit import ViT
@@ -120,11 +152,19 @@ def load(
     file, plan, spec = _prepare(path, options)
     if dynamic_size and plan.one_size:
         raise ConfigError(f"got a free image size, but {path} has one: {plan.one_size}; give --img-size instead")
-    state = _read(file, plan, spec)
     with torch.device("meta"):
-        model = ViT(spec.config, outputs, dynamic_size)
+        model = ViT(spec.config, outputs, dynamic_size).eval()
+    shared = max(Counter(source for step in plan.steps.values() for source in step.sources).values(), default=0)
+    return Prepared(
+        model,
+        dataclasses.replace(spec, sha256=sha256_of(path)),
+        fill=lambda: _fill(model, _read(file, plan, spec)),
+        read=(lambda name: _read_one(file, plan, spec, name)) if shared <= MAX_SHARED else None,
+    )
+
+
+def _fill(model: ViT, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(state, assign=True)
-    return model.eval(), dataclasses.replace(spec, sha256=sha256_of(path))
 
 
 def _prepare(path: Path, options: Options) -> tuple[CheckpointFile, Plan, Spec]:
@@ -301,10 +341,30 @@ def _read(file: CheckpointFile, plan: Plan, spec: Spec) -> dict[str, Tensor]:
             copied = 0
             hand_back()
     if wrong:
-        raise CheckpointError(f"{file.path}: {_some(wrong, '; ')}; the weights are damaged, or do not belong to this configuration")
-    if plan.config.pos_embed and spec.config.img_size != plan.config.img_size:
+        raise _damaged(file, wrong)
+    if "embeddings.pos_embed" in state:
         state["embeddings.pos_embed"] = _resampled(state["embeddings.pos_embed"], plan.config, spec.config)
     return state
+
+
+def _read_one(file: CheckpointFile, plan: Plan, spec: Spec, name: str) -> Tensor:
+    """One parameter, in memory of its own: the pages of the file are given back."""
+    step = plan.steps[name]
+    tensors = [file.read(source).detach().float() for source in step.sources]
+    value, fault = _parameter(file, name, step, tensors, parameter_shapes(plan.config)[name])
+    if value is None:
+        raise _damaged(file, [fault])
+    value = _resampled(value, plan.config, spec.config) if name == "embeddings.pos_embed" else value.clone()
+    del tensors
+    for source in step.sources:
+        file.release(source)
+    if value.nbytes >= ONE_BY_ONE:
+        hand_back()
+    return value
+
+
+def _damaged(file: CheckpointFile, faults: Sequence[str]) -> CheckpointError:
+    return CheckpointError(f"{file.path}: {_some(faults, '; ')}; the weights are damaged, or do not belong to this configuration")
 
 
 def _parameter(file: CheckpointFile, name: str, step: Step, tensors: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tensor | None, str]:
@@ -324,6 +384,8 @@ def _parameter(file: CheckpointFile, name: str, step: Step, tensors: Sequence[Te
 
 def _resampled(table: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
     """The position table (1, T, D) on the new size's grid, prefix rows as they are; in float64, so that only the result is rounded."""
+    if new.img_size == old.img_size:
+        return table
     import torch
 
     from vit_models.resample import resample_table

@@ -12,7 +12,7 @@ from vit_models.checkpoints.mapped import DTYPES, MappedFile, MappedTensor
 from vit_models.checkpoints.plan import TensorInfo
 
 # The format allows 100 MB. 1,000 tensors take 0.1 MB, and a parsed header takes up to thirty times its text in memory.
-MAX_HEADER = 4 << 20
+MAX_HEADER = 1 << 20
 
 
 def read_safetensors(file: MappedFile) -> tuple[dict[str, MappedTensor], dict[str, str]]:

@@ -30,7 +30,7 @@ def weighted() -> Callable[..., ir.Model]:
     """Parses a graph, with shapes inferred; the inputs that are `weights` become initialisers of random numbers."""
 
     def make(text: str, weights: str) -> ir.Model:
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True))
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
         for value in list(model.graph.inputs):
             if value.name in weights.split():
                 model.graph.inputs.remove(value)

@@ -164,7 +164,7 @@ F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (safetensors({}), "no weights"),
         (safetensors({"a\nb": F4}, bytes(4)), r"'a\nb', expected a printable text"),
         (safetensors({"x" * 1000: F4}, bytes(4)), "at most 512 characters"),
-        (safetensors(b"{" + b" " * (5 << 20) + b"}"), "expected at most 4,194,304"),
+        (safetensors(b"{" + b" " * (5 << 20) + b"}"), "expected at most 1,048,576"),
     ],
 )
 def test_a_safetensors_header_that_lies_is_refused(data: bytes, said: str):
@@ -408,7 +408,7 @@ RUN = b"\x80\x02" + b"(" * 10 + b"t" * 10 + b"."
         (changed(BIG, "data.pkl", lambda p: p[:-5]), "pickle is damaged"),
         (changed(BIG, "data.pkl", lambda p: b"\x80\x02e."), "pickle is damaged"),
         (changed(BIG, "data.pkl", lambda p: b"\x80\x02I10\n."), "opcode INT, which torch does not write"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02" + b"]" * 1_100_000 + b"."), "more than 1,000,000 steps"),
+        (changed(BIG, "data.pkl", lambda p: b"\x80\x02" + b"]" * 600_000 + b"."), "more than 500,000 steps"),
         (changed(BIG, "data.pkl", lambda p: b"\x80\x02K\1K\2R."), "calls what is no name"),
         (changed(BIG, "data.pkl", lambda p: b"\x80\x02K\1K\2K\3s."), "entries into what is no dict"),
         (changed(BIG, "data.pkl", lambda p: RUN), "expected a state dict"),
@@ -432,7 +432,7 @@ def test_a_pickle_that_copies_the_same_long_value_forever_is_stopped():
     again = b"h\0h\1b0" * 10_000
     program = b"\x80\x02cargparse\nNamespace\n)\x81q\x00}(" + entries + b"uq\1" + again + b"."
     began = time.perf_counter()
-    assert "more than 1,000,000 steps" in refusal(write("model.pth", changed(BIG, "data.pkl", lambda p: program)))
+    assert "more than 500,000 steps" in refusal(write("model.pth", changed(BIG, "data.pkl", lambda p: program)))
     assert time.perf_counter() - began < 20
 
 
@@ -612,7 +612,7 @@ def test_documents_are_those_of_the_folder_or_beside_the_file():
         (b"\xff\xfe", "config.json is not valid JSON"),
         (b"[" * 100_000, "config.json is nested too deeply"),
         (b"", "config.json: it is empty"),
-        (b" " * (11 << 20), "expected a JSON document of at most 10,485,760"),
+        (b" " * (5 << 20), "expected a JSON document of at most 4,194,304"),
         (b'{"id2label": {"0": "\\udc00"}}', "config.json is not valid JSON"),
     ],
 )
@@ -660,12 +660,11 @@ def sparse_safetensors(path: Path, tensors: int, floats: int) -> None:
 
 
 @LINUX
-def test_opening_a_large_file_takes_no_time_and_no_memory():
+def test_opening_a_large_file_reads_none_of_its_numbers():
     path = Path("model.safetensors")
     sparse_safetensors(path, 300, 1 << 18)
-    before, began = resident_mib(), time.perf_counter()
+    before = resident_mib()
     file = open_checkpoint(path)
-    assert time.perf_counter() - began < 1
     assert resident_mib() - before < 20
     assert len(file.tensors) == 300
 

@@ -12,6 +12,7 @@ import resource
 import struct
 import sys
 import time
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from vit_models.errors import CheckpointError
 
 SECONDS = 5.0  # for one input; an ordinary one takes a millisecond, the longest pickle allowed two seconds
 MEBIBYTES = 150  # for all inputs of a container together; each file has less than 0.1
+ALLOWED = 48 << 20  # bytes beside twice the file, for the most that a header or a document of the largest size can be made to take
 
 Mutation = Callable[[random.Random, bytes], bytes]
 WEIGHTS = {f"blocks.{n}.weight": torch.arange(12.0).reshape(3, 4) + n for n in range(4)} | {"half": torch.ones(5, dtype=torch.bfloat16)}
@@ -277,3 +279,64 @@ def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwa
 def test_many_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwarn: pytest.WarningsRecorder):
     counts = fuzz(container, tmp_path, int(os.environ.get("FUZZ_INPUTS", "20000")))
     print(f"{container}: {counts}")
+
+
+# ---- the most expensive texts ----------------------------------------------------------------------------------------------------------
+
+
+def header(text: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def many_tensors() -> bytes:
+    entries = ",".join(f'"{n:x}":{{"dtype":"U8","shape":[],"data_offsets":[{n},{n + 1}]}}' for n in range(16_000))
+    return header(f"{{{entries}}}".encode(), b"\0" * 16_000)
+
+
+def pickled(opcodes: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(torch_bytes({}))) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"\x80\2" + opcodes + b"." if name.endswith("data.pkl") else old.read(name))
+    return stream.getvalue()
+
+
+EXPENSIVE: dict[str, Callable[[], bytes]] = {
+    "small objects": lambda: header(b'{"a":[' + b'{"":1},' * 120_000 + b"1]}"),
+    "too many objects": lambda: header(b'{"a":[' + b"{}," * 300_000 + b"1]}"),
+    "many tensors": many_tensors,
+    "empty dicts": lambda: pickled(b"}" * 499_000),
+    "remembered dicts": lambda: pickled(b"}r\0\0\0\0" * 249_000),
+    "marks": lambda: pickled(b"(" * 499_000),
+    "endless": lambda: pickled(b"}" * 4_000_000),
+}
+
+
+def said_and_peak(path: Path) -> tuple[str, int]:
+    """What refuses the file, empty if nothing does, and the most memory in bytes that reading it took."""
+    said = ""
+    tracemalloc.start()
+    try:
+        open_checkpoint(path, Options())
+    except CheckpointError as error:
+        said = str(error)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return said, peak
+
+
+@pytest.mark.parametrize("make", EXPENSIVE.values(), ids=EXPENSIVE)
+def test_the_most_expensive_texts_take_bounded_memory(make: Callable[[], bytes], tmp_path: Path):
+    (tmp_path / "weights").write_bytes(make())
+    said, peak = said_and_peak(tmp_path / "weights")
+    assert said.isprintable()
+    assert peak < 2 * (tmp_path / "weights").stat().st_size + ALLOWED
+
+
+@pytest.mark.parametrize(("item", "number", "refused"), [(b'{"":1}', 120_000, False), (b"[]", 120_000, False), (b"{}", 130_000, True)])
+def test_the_most_expensive_document_takes_bounded_memory(item: bytes, number: int, refused: bool, tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(save(WEIGHTS))
+    (tmp_path / "config.json").write_bytes(b'{"a":[' + b",".join([item] * number) + b"]}")
+    said, peak = said_and_peak(tmp_path)
+    assert ("more than 250,000 commas and brackets" in said) is refused
+    assert peak < 2 * (tmp_path / "config.json").stat().st_size + ALLOWED

@@ -114,6 +114,24 @@ def _concat(attributes: Attributes, inputs: Sequence[Any]) -> list[Array]:
     return [np.concatenate(inputs, attributes.get("axis", 0))]
 
 
+def _pad(attributes: Attributes, inputs: Sequence[Any]) -> list[Array]:
+    """Numbers all around, of one value; the axes' beginnings first, then their ends."""
+    data, pads = inputs[0], _given(attributes.get("pads"), inputs, 1)
+    fill, axes = _given([attributes.get("value", 0)], inputs, 2), _given(range(data.ndim), inputs, 3)
+    if attributes.get("mode", "constant") != "constant" or min(pads) < 0:
+        raise ValueError("a Pad that mirrors or cuts")
+    around = [(0, 0)] * data.ndim
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        around[axis] = (before, after)
+    check_size(*(size + sum(each) for size, each in zip(data.shape, around, strict=True)))
+    return [np.pad(data, around, constant_values=fill[0])]
+
+
+def _given(attribute: Any, inputs: Sequence[Any], place: int) -> list[Any]:
+    """What became an input in a later opset than the attribute's."""
+    return list(inputs[place].reshape(-1).tolist() if len(inputs) > place and inputs[place] is not None else attribute)
+
+
 def _constant_of_shape(attributes: Attributes, inputs: Sequence[Any]) -> list[Array]:
     value = attributes.get("value")
     fill = value.array().reshape(-1) if isinstance(value, StoredTensor) else np.zeros(1, np.float32)
@@ -202,6 +220,7 @@ KERNELS: dict[str, Kernel] = {
     "Expand": _expand,
     "Tile": _tile,
     "Concat": _concat,
+    "Pad": _pad,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "ScatterND": _scatter_nd,

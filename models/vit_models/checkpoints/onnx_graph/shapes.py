@@ -32,7 +32,7 @@ def shape_of(value: Value) -> Shape | None:
         return _resize_shape(value, first)
     if op in ELEMENTWISE or op == "Where":
         return np.broadcast_shapes(*known)
-    if op in MOVEMENTS or op in ("Concat", "ReduceMean", "ReduceSum"):
+    if op in MOVEMENTS or op in ("Concat", "Pad", "ReduceMean", "ReduceSum"):
         return _moved_shape(value, known)
     return None
 
@@ -41,7 +41,7 @@ def _moved_shape(value: Value, shapes: list[Shape]) -> Shape | None:
     """By moving zeros, of one byte each."""
     inputs: list[Array | None] = []
     for arg, shape in zip(value.args, shapes, strict=True):
-        index = value.op in MOVEMENTS and arg is not value.args[0]
+        index = (value.op in MOVEMENTS or value.op == "Pad") and arg is not value.args[0]
         if index and arg is not None and arg.number is None:
             return None
         zeros = np.zeros(kernels.check_size(*shape), np.int8) if not index and arg is not None else None
