@@ -44,13 +44,15 @@ class Benchmark:
         return asdict(self)
 
 
-def benchmark(path: Path, provider: str, threads: int | None, batch_sizes: Sequence[int], seconds: float, warmup: int) -> Benchmark:
+def benchmark(
+    path: Path, provider: str, threads: int | None, batch_sizes: Sequence[int], seconds: float, warmup: int, cache_dir: Path | None = None
+) -> Benchmark:
     """Load the file and run it on golden images, at least 5 times and for at least `seconds` a batch size, after `warmup` runs.
 
     The network alone is timed: decoding and resizing images is not in it. Raises: the errors of `load` and `Model.run`.
     """
     start = time.perf_counter()
-    model = load(path, provider, threads)
+    model = load(path, provider, threads, cache_dir)
     load_seconds = time.perf_counter() - start
     image = golden_images(0, 1, *model.manifest.image_size, model.manifest.preprocessing.channels)
     timings = []

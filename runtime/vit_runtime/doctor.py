@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vit_runtime.providers import PROVIDERS, TENSORRT_WHEEL, Obstacle, Probe, Status, find_onnxruntime, onnxruntime_wheels, probe
+from vit_runtime.obstacle import Obstacle
+from vit_runtime.providers import PROVIDERS, TENSORRT_WHEEL, Probe, Status, find_onnxruntime, onnxruntime_wheels, probe
 from vit_runtime.threads import cpu_budget
 
 __all__ = ["Diagnosis", "Finding", "Machine", "diagnose"]
@@ -17,7 +18,9 @@ __all__ = ["Diagnosis", "Finding", "Machine", "diagnose"]
 # What each part of vit-deploy needs, by the names that pip knows: the extra that brings it, and the packages.
 NEEDED = {
     "": ("numpy", "click", "pillow"),
-    "export": ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "safetensors"),
+    "export": ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "safetensors", "ml-dtypes"),
+    "quantize": ("nncf",),
+    "tune": ("matplotlib",),
 }
 
 

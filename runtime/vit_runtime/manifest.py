@@ -11,13 +11,14 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from vit_runtime.accuracy import Accuracy
 from vit_runtime.errors import ModelError
 from vit_runtime.golden import GENERATOR
 from vit_runtime.onnx_file import OnnxFile, read_onnx
@@ -73,35 +74,69 @@ class Golden:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an artefact's error may be, in multiples of the floor."""
+    """What a float32 artefact's error may be, in multiples of the floor."""
 
     rms: float
     max: float
 
 
 @dataclass(frozen=True)
+class Nearness:
+    """How near one output of reduced precision has to be: an image's cosine, and its KL divergence where the output scores classes."""
+
+    cosine: float
+    kl: float | None
+
+
+ReducedLimits = Mapping[str, Nearness]  # by output, of an artefact in reduced precision
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One output's error at one batch size and image size, as the exporter measured it."""
+    """One output's error at one batch size and image size, as the exporter measured it; how near it is, in reduced precision."""
 
     provider: str
     batch_size: int
     output: str
     error: Error
     image_size: tuple[int, int]
+    nearness: Nearness | None = None
 
 
 @dataclass(frozen=True)
 class Parity:
     """The limits that the file is held to, and what was measured when it was made."""
 
-    limits: Limits
+    limits: Limits | ReducedLimits
     measured: tuple[Measured, ...]
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How the file wants to be run: the provider that it was made for, and what OpenVINO may compute in."""
+
+    provider: str = "cpu"
+    bf16: bool = False
+    int8_group: int | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How near a file of reduced precision comes to PyTorch's float32 on images other than the golden ones.
+
+    `source` is "photographs" or "synthetic": the user's own images, or generated ones.
+    """
+
+    provider: str
+    source: str
+    images: int
+    outputs: Mapping[str, Accuracy]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything that a file says about itself. `checkpoint`, `build` and all of `model` but its `projection` are for people; the rest is
-    acted upon.
+    """Everything that a file says about itself. `checkpoint`, `build`, `accuracy` and all of `model` but its `projection` are for people;
+    the rest is acted upon.
 
     `image_size` is (height, width) of what the preprocessing makes and the golden record holds. With `multiple_of` the network takes
     every size whose sides are multiples of it, without it that size alone; `golden_sizes` then has records of other sizes.
@@ -119,6 +154,8 @@ class Manifest:
     parity: Parity | None
     multiple_of: int | None = None
     golden_sizes: tuple[Golden, ...] = ()
+    execution: Execution = Execution()
+    accuracy: Judged | None = None
 
     @property
     def goldens(self) -> tuple[Golden, ...]:
@@ -166,6 +203,8 @@ class Manifest:
             "outputs": [{"name": o.name, "dtype": o.dtype, "shape": list(o.shape), "meaning": o.meaning} for o in self.outputs],
             "labels": list(self.labels) if self.labels is not None else None,
             "build": dict(self.build),
+            "execution": asdict(self.execution),
+            "accuracy": _judged_to_dict(self.accuracy) if self.accuracy else None,
             "golden": _golden_to_dict(self.golden) if self.golden else None,
             "golden_sizes": [_golden_to_dict(golden) for golden in self.golden_sizes],
             "parity": _parity_to_dict(self.parity) if self.parity else None,
@@ -222,9 +261,7 @@ def parse_manifest(document: Any) -> Manifest:
     golden, parity = _get(document, "golden", object), _get(document, "parity", object)
     for entry, kind in _FOR_PEOPLE:
         _get(document, entry, kind)
-    for item in document["build"]["passes"]:
-        for entry, kind in (("name", str), ("nodes_before", int), ("nodes_after", int)):
-            _get(item, entry, kind)
+    _check_build(document["build"])
     manifest = Manifest(
         model=_get(document, "model", dict),
         checkpoint=_get(document, "checkpoint", dict),
@@ -238,12 +275,33 @@ def parse_manifest(document: Any) -> Manifest:
         golden_sizes=tuple(_golden_from_dict(record, outputs) for record in _get(document, "golden_sizes", list)),
         parity=_parity_from_dict(parity) if parity is not None else None,
         multiple_of=multiple_of,
+        execution=_execution(_get(document, "execution", dict)),
+        accuracy=_judged_from_dict(judged) if (judged := _get(document, "accuracy", object)) is not None else None,
     )
     if shape[1] != preprocessing.channels:
         images = f"images of {preprocessing.channels} channels, but its input has {shape[1]}"
         raise ModelError(f"its manifest prepares {images}; export the model again")
     _check_against_itself(manifest)
     return manifest
+
+
+def _check_build(build: Any) -> None:
+    """What is printed of it can be printed."""
+    counts = [build["traced"]]
+    for item in build["passes"]:
+        for entry, kind in (("name", str), ("nodes_before", int), ("nodes_after", int)):
+            _get(item, entry, kind)
+        counts.append(_get(item, "ops", dict))
+        _number_or_none(item, "floors")
+    if not all(_is_int(count) for ops in counts for count in ops.values()):
+        raise ModelError("the manifest's build counts nodes in something else than whole numbers; export the model again")
+    for item in build["kept"]:
+        _get(item, "layer", str)
+        _number_or_none(item, "before")
+        _number_or_none(item, "after")
+    split = build["token_split"]
+    if split is not None and not (isinstance(split, list) and all(_is_size(rows) for rows in split)):
+        raise ModelError(f"the manifest's build.token_split is {str(split)[:60]!r}, expected whole numbers or null; export the model again")
 
 
 def record_digest(record: Mapping[str, Any]) -> str:
@@ -333,14 +391,23 @@ def _parity_to_dict(parity: Parity) -> dict[str, Any]:
             "output": m.output,
             "rms": m.error.rms,
             "max": m.error.max,
+            "nearness": asdict(m.nearness) if m.nearness else None,
         }
         for m in parity.measured
     ]
-    return {"limits": {"rms": parity.limits.rms, "max": parity.limits.max}, "measured": measured}
+    limits = asdict(parity.limits) if isinstance(parity.limits, Limits) else {name: asdict(near) for name, near in parity.limits.items()}
+    return {"kind": "floors" if isinstance(parity.limits, Limits) else "nearness", "limits": limits, "measured": measured}
 
 
 def _parity_from_dict(document: Any) -> Parity:
-    limits = Limits(_positive(document, "limits.rms"), _positive(document, "limits.max"))
+    kind = _get(document, "kind", str)
+    if kind not in ("floors", "nearness"):
+        raise ModelError(f"the manifest's parity.kind is {kind[:60]!r}, expected floors or nearness; export the model again")
+    limits: Limits | ReducedLimits
+    if kind == "floors":
+        limits = Limits(_positive(document, "limits.rms"), _positive(document, "limits.max"))
+    else:
+        limits = {name: _nearness(near) for name, near in _get(document, "limits", dict).items()}
     measured = tuple(
         Measured(
             _get(item, "provider", str),
@@ -348,10 +415,38 @@ def _parity_from_dict(document: Any) -> Parity:
             _get(item, "output", str),
             Error(_positive(item, "rms"), _positive(item, "max")),
             _image_size(item),
+            _nearness(near) if (near := _get(item, "nearness", object)) is not None else None,
         )
         for item in _get(document, "measured", list)
     )
     return Parity(limits, measured)
+
+
+def _nearness(document: Any) -> Nearness:
+    divergence = _get(document, "kl", object)
+    return Nearness(_at_most_one(document, "cosine"), _positive(document, "kl") if divergence is not None else None)
+
+
+def _execution(document: Any) -> Execution:
+    group: Any = _get(document, "int8_group", object)
+    if group is not None and not _is_size(group):
+        raise ModelError(
+            f"the manifest's execution.int8_group is {str(group)[:60]!r}, expected a whole number or null; export the model again"
+        )
+    return Execution(_get(document, "provider", str), _get(document, "bf16", bool), group)
+
+
+def _judged_to_dict(judged: Judged) -> dict[str, Any]:
+    outputs = {name: found.to_dict() for name, found in judged.outputs.items()}
+    return {"provider": judged.provider, "source": judged.source, "images": judged.images, "outputs": outputs}
+
+
+def _judged_from_dict(document: Any) -> Judged:
+    outputs = {}
+    for output, found in _get(document, "outputs", dict).items():
+        classes = [_number_or_none(found, name) for name in ("top1", "kl_mean", "kl_max")]
+        outputs[output] = Accuracy(_number(found, "cosine_min"), _number(found, "cosine_mean"), *classes)
+    return Judged(_get(document, "provider", str), _get(document, "source", str), _get(document, "images", int), outputs)
 
 
 def _fixed(shape: Sequence[int | str], like: list[Any]) -> list[Any]:
@@ -389,6 +484,11 @@ def _check_against_itself(manifest: Manifest) -> None:
     classes = next((output.shape[-1] for output in manifest.outputs if output.name == "logits"), None)
     if manifest.labels is not None and len(manifest.labels) != classes:
         raise ModelError(f"its manifest has {len(manifest.labels)} labels for {classes} logits; export the model again")
+    if manifest.parity and not isinstance(manifest.parity.limits, Limits):
+        for output in manifest.outputs:
+            limit = manifest.parity.limits.get(output.name)
+            if limit is None or (output.name == manifest.class_scores and limit.kl is None):
+                raise ModelError(f"its manifest has no limit for {output.name}; export the model again")
     for item in manifest.parity.measured if manifest.parity else ():
         if not any(item.image_size == golden.image_size and item.output in golden.floor for golden in manifest.goldens):
             raise ModelError(f"its manifest has a parity of {item.output!r} without a golden record of it; export the model again")
@@ -432,6 +532,10 @@ _FOR_PEOPLE: tuple[tuple[str, type], ...] = (
     ("build.opset", int),
     ("build.target", str),
     ("build.precision", str),
+    ("build.kept", list),
+    ("build.calibration", object),
+    ("build.token_split", object),
+    ("build.traced", dict),
     ("build.passes", list),
     ("build.tools", dict),
 )
@@ -445,6 +549,24 @@ def _positive(document: Any, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise ModelError(f"the manifest's {path} is {str(value)[:60]!r}, expected a number of at least 0; export the model again")
     return float(value)
+
+
+def _at_most_one(document: Any, path: str) -> float:
+    value = _number(document, path)
+    if value > 1:
+        raise ModelError(f"the manifest's {path} is {value}, expected a number of at most 1; export the model again")
+    return value
+
+
+def _number(document: Any, path: str) -> float:
+    value: Any = _get(document, path, object)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ModelError(f"the manifest's {path} is {str(value)[:60]!r}, expected a number; export the model again")
+    return float(value)
+
+
+def _number_or_none(document: Any, path: str) -> float | None:
+    return None if _get(document, path, object) is None else _number(document, path)
 
 
 def _error(document: Any, path: str) -> Error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ def peak_memory() -> int | None:
     """The most memory that this process has held so far, in bytes; None where the system does not tell (Windows)."""
     if sys.platform == "win32":
         return None
+    with contextlib.suppress(OSError):  # Linux; getrusage would also count what its parent held when it started this process
+        if (found := re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)) is not None:
+            return int(found[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

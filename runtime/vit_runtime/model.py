@@ -15,9 +15,11 @@ import numpy.typing as npt
 from vit_runtime.errors import InputError, ModelError, SessionError
 from vit_runtime.images import ImageInput
 from vit_runtime.manifest import Manifest, read_manifest
+from vit_runtime.obstacle import one_line
 from vit_runtime.onnx_file import OnnxFile
+from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.preprocess import pixel_values
-from vit_runtime.providers import NodePlacement, create_session, node_placement, one_line
+from vit_runtime.providers import NodePlacement, create_session, node_placement
 from vit_runtime.threads import physical_cores
 
 Floats = npt.NDArray[np.float32]
@@ -177,14 +179,22 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     return len(shape) == len(wanted) and all(isinstance(size, str) or size == found for found, size in zip(shape, wanted, strict=True))
 
 
-def load(path: str | os.PathLike[str], provider: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    provider: str = "auto",
+    threads: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Model:
     """Load an exported file.
 
-    `provider` is "cpu", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here.
-    `threads` of a CPU; by default the physical cores that this process may use.
+    `provider` is "cpu", "openvino", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here.
+    `threads` of a CPU; by default the physical cores that this process may use. `cache_dir` is a folder in which OpenVINO keeps what it
+    compiled, for a faster start the next time.
     Raises: ModelError, ProviderError, MachineError, InputError.
     """
     file_path = Path(path)
     manifest, file = read_manifest(file_path)
-    session, chosen = create_session(file_path, provider, threads)
+    wanted, folder = manifest.execution, Path(cache_dir) if cache_dir is not None else None
+    arithmetic = Arithmetic(wanted.bf16, wanted.int8_group)
+    session, chosen = create_session(file_path, provider, threads, made_for=wanted.provider, arithmetic=arithmetic, cache_dir=folder)
     return Model(file_path, manifest, file, session, chosen, threads or physical_cores())

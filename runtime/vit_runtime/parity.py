@@ -1,21 +1,23 @@
 """Does a file still compute what PyTorch computed? Judged by the noise floor (docs/parity.md).
 
 The reference is PyTorch in float64; the floor is PyTorch's own float32 error against it. An artefact passes when its error stays
-within a small multiple of the floor, at every batch size. NaN or Inf anywhere fails.
+within a small multiple of the floor, at every batch size. In reduced precision it has to stay as near as it was when it was made:
+by the cosine of each output, and by the divergence of probabilities. NaN or Inf anywhere fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vit_runtime.accuracy import Accuracy, accuracy
 from vit_runtime.errors import InputError, ModelError
 from vit_runtime.golden import golden_images, project
-from vit_runtime.manifest import Error, Golden, Limits, Manifest
+from vit_runtime.manifest import Error, Golden, Limits, Manifest, Nearness, ReducedLimits
 from vit_runtime.preprocess import normalize
 
 # One image, batches that divide nothing, and one that is no batch anybody traces with by habit.
@@ -31,7 +33,7 @@ Run = Callable[[npt.NDArray[np.float32]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Check:
-    """One output at one batch size and image size: its error, the same in units of the floor, and the verdict."""
+    """One output at one batch size and image size: its error, the same in units of the floor, how near it is, and the verdict."""
 
     provider: str
     batch_size: int
@@ -40,6 +42,7 @@ class Check:
     error: Error
     rms_floors: float
     max_floors: float
+    accuracy: Accuracy
     passed: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,15 +56,16 @@ class Check:
             "max": _finite(self.error.max),
             "rms_floors": _finite(self.rms_floors),
             "max_floors": _finite(self.max_floors),
+            "accuracy": self.accuracy.to_dict(),
             "passed": self.passed,
         }
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every check, and the limits in multiples of the floor that they were judged by."""
+    """Every check, and the limits that they were judged by: multiples of the floor, or how near each output has to be."""
 
-    limits: Limits
+    limits: Limits | ReducedLimits
     checks: tuple[Check, ...]
 
     @property
@@ -71,14 +75,18 @@ class Report:
 
     @property
     def worst(self) -> Check:
-        """The check with the largest error in floors; a NaN counts as the largest."""
-        return max(self.checks, key=lambda check: check.rms_floors if np.isfinite(check.rms_floors) else np.inf)
+        """The check with the largest error in floors, or in reduced precision with the least cosine; a NaN counts as worst."""
+        if isinstance(self.limits, Limits):
+            return max(self.checks, key=lambda check: check.rms_floors if np.isfinite(check.rms_floors) else np.inf)
+        return min(self.checks, key=lambda check: check.accuracy.cosine_min if np.isfinite(check.accuracy.cosine_min) else -np.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "passed": self.passed,
-            "limits": {"rms": self.limits.rms, "max": self.limits.max},
+            "limits": asdict(self.limits)
+            if isinstance(self.limits, Limits)
+            else {name: asdict(near) for name, near in self.limits.items()},
             "checks": [check.to_dict() for check in self.checks],
         }
 
@@ -107,7 +115,7 @@ def golden_inputs(manifest: Manifest, golden: Golden) -> npt.NDArray[np.float32]
 
 
 def check_record(
-    run: Run, manifest: Manifest, provider: str, batch_sizes: Sequence[int] = BATCH_SIZES, limits: Limits | None = None
+    run: Run, manifest: Manifest, provider: str, batch_sizes: Sequence[int] = BATCH_SIZES, limits: Limits | ReducedLimits | None = None
 ) -> Report:
     """Run the file's golden inputs at each batch size and hold the outputs against its golden record.
 
@@ -121,8 +129,10 @@ def check_record(
         outputs = [reduce_outputs(run(inputs[batch]), golden) for batch in rows]
         order = np.concatenate(rows)
         for name, expected in golden.expected.items():
-            error = measure(expected[order], np.concatenate([output[name] for output in outputs]), scale_of(expected))
-            checks.append(judge(provider, batch_size, golden.image_size, name, error, golden.floor[name], limits))
+            actual = np.concatenate([output[name] for output in outputs])
+            error = measure(expected[order], actual, scale_of(expected))
+            near = accuracy(expected[order], actual, name == manifest.class_scores)
+            checks.append(judge(provider, batch_size, golden.image_size, name, error, golden.floor[name], near, limits))
     return Report(limits, tuple(checks))
 
 
@@ -132,16 +142,23 @@ def compare(run_a: Run, run_b: Run, manifest: Manifest, names: tuple[str, str], 
     Each may be as far from the truth as the limits allow, on either side of it, so twice that is allowed between them.
     Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
     """
-    single, checks = manifest.parity.limits if manifest.parity else FLOAT32_LIMITS, list[Check]()
-    limits, pair_name = Limits(2 * single.rms, 2 * single.max), " against ".join(reversed(names))
+    limits, checks = _doubled(manifest.parity.limits if manifest.parity else FLOAT32_LIMITS), list[Check]()
+    pair_name = " against ".join(reversed(names))
     for golden, batch_size in _rounds(manifest, batch_sizes):
         inputs, rows = golden_inputs(manifest, golden), batches(golden, batch_size)
         pairs = [(reduce_outputs(run_a(inputs[batch]), golden), reduce_outputs(run_b(inputs[batch]), golden)) for batch in rows]
         for name, expected in golden.expected.items():
             a, b = (np.concatenate([pair[side][name] for pair in pairs]) for side in (0, 1))
-            error = measure(a, b, scale_of(expected))
-            checks.append(judge(pair_name, batch_size, golden.image_size, name, error, golden.floor[name], limits))
+            error, near = measure(a, b, scale_of(expected)), accuracy(a, b, name == manifest.class_scores)
+            checks.append(judge(pair_name, batch_size, golden.image_size, name, error, golden.floor[name], near, limits))
     return Report(limits, tuple(checks))
+
+
+def _doubled(limits: Limits | ReducedLimits) -> Limits | ReducedLimits:
+    """The limits at twice the distance. A cosine falls with the square of the distance, and so does a divergence."""
+    if isinstance(limits, Limits):
+        return Limits(2 * limits.rms, 2 * limits.max)
+    return {name: Nearness(1 - 4 * (1 - near.cosine), None if near.kl is None else 4 * near.kl) for name, near in limits.items()}
 
 
 def _rounds(manifest: Manifest, batch_sizes: Sequence[int]) -> list[tuple[Golden, int]]:
@@ -172,11 +189,18 @@ def reduce_outputs(outputs: Mapping[str, Array], golden: Golden) -> dict[str, Ar
     }
 
 
-def judge(provider: str, batch_size: int, image_size: tuple[int, int], output: str, error: Error, floor: Error, limits: Limits) -> Check:
-    """The verdict on one error: within `limits` times the floor, NaN never."""
+def judge(
+    provider: str, batch_size: int, image_size: tuple[int, int], output: str, error: Error, floor: Error, near: Accuracy,
+    limits: Limits | ReducedLimits,
+) -> Check:  # fmt: skip
+    """The verdict on one output: within `limits`, NaN never."""
     rms, largest = error.rms / floor.rms, error.max / floor.max
-    passed = bool(rms <= limits.rms and largest <= limits.max)
-    return Check(provider, batch_size, image_size, output, error, rms, largest, passed)
+    if isinstance(limits, Limits):
+        passed = rms <= limits.rms and largest <= limits.max
+    else:
+        limit = limits[output]
+        passed = near.cosine_min >= limit.cosine and (limit.kl is None or (near.kl_max is not None and near.kl_max <= limit.kl))
+    return Check(provider, batch_size, image_size, output, error, rms, largest, near, bool(passed))
 
 
 def _finite(value: float) -> float | None:

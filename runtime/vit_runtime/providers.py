@@ -1,11 +1,13 @@
 """Execution providers: which ones truly work here, and a session on exactly the one that was asked for.
 
+All are onnxruntime's, but for `openvino`, an engine of its own for CPUs (openvino_engine.py).
+
 onnxruntime itself is lenient. `get_available_providers()` lists what was compiled in, not what can load, and a session that is asked
 for CUDA runs on the CPU where CUDA is missing, with a line in a log at most. So this module adds providers one by one through
 `SessionOptions.add_provider`, which raises, forbids every fallback, and believes in a provider only when nodes have run on it.
 
-`auto` takes the best provider that works: CUDA, then the CPU. TensorRT is taken only by name, because it builds an engine for minutes.
-Nothing here ever imports torch or onnx, and onnxruntime only inside functions.
+`auto` takes the best provider that works: CUDA, then OpenVINO for a file that was made for it, then the CPU. TensorRT is taken only by
+name, because it builds an engine for minutes. Nothing here ever imports torch or onnx, and onnxruntime only inside functions.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +34,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vit_runtime.errors import InputError, MachineError, ModelError, ProviderError
+from vit_runtime.obstacle import Obstacle, one_line
+from vit_runtime.openvino_engine import FLOAT32, REINSTALL, Arithmetic, OpenVinoSession, find_openvino
 from vit_runtime.threads import physical_cores
 
 if TYPE_CHECKING:
@@ -59,20 +63,21 @@ class Provider:
     """An execution provider under the short name that users type."""
 
     name: str
-    ort_name: str
+    ort_name: str  # onnxruntime's name; empty where another engine runs it
     technology: str  # as it is called in messages
-    extra: str  # the extra of vit-deploy whose onnxruntime wheel was built with it
+    extra: str  # the extra of vit-deploy that brings it
 
 
 PROVIDERS = {
     provider.name: provider
     for provider in (
         Provider("cpu", "CPUExecutionProvider", "CPU kernels", "cpu"),
+        Provider("openvino", "", "OpenVINO", "openvino"),
         Provider("cuda", "CUDAExecutionProvider", "CUDA", "gpu"),
         Provider("tensorrt", "TensorrtExecutionProvider", "TensorRT", "gpu"),
     )
 }
-AUTO = ("cuda", "cpu")  # what `auto` takes, best first
+AUTO = ("cuda", "cpu")  # what `auto` takes, best first; before the last what the file was made for
 TENSORRT_WHEEL = "tensorrt-cu13>=10.13.2,<11"  # onnxruntime-gpu is linked against TensorRT 10; `pip install tensorrt` brings 11
 MAX_THREADS = 1024  # onnxruntime's workers spin while they wait: with 5,000 of them a session is not even created within a minute
 PROBE_TIMEOUT_S = 120
@@ -101,19 +106,7 @@ class NodePlacement:
 
     name: str
     op_type: str
-    provider: str  # cpu, cuda or tensorrt; onnxruntime's own name for any other
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """Why onnxruntime or a provider cannot be used, and what mends it."""
-
-    status: Literal["missing", "broken"]
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.reason}; {self.remedy}"
+    provider: str  # cpu, openvino, cuda or tensorrt; onnxruntime's own name for any other
 
 
 # --- the onnxruntime wheel --------------------------------------------------------------------------------------------------------------
@@ -202,9 +195,8 @@ def find_provider(name: str) -> Provider:
     """
     if name in PROVIDERS:
         return PROVIDERS[name]
-    spellings = {provider.ort_name.lower(): provider.name for provider in PROVIDERS.values()} | {known: known for known in PROVIDERS}
-    nearest = difflib.get_close_matches(str(name).lower(), spellings, n=1)
-    hint = f"; did you mean {spellings[nearest[0]]!r}?" if nearest else ""
+    nearest = difflib.get_close_matches(str(name).lower().removesuffix("executionprovider"), PROVIDERS, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise InputError(f"got provider {name!r}, expected one of auto, {', '.join(PROVIDERS)}{hint}")
 
 
@@ -353,7 +345,7 @@ def _attempt_in_child(provider: Provider, interpreter: str) -> Obstacle | None:
         )
     except subprocess.TimeoutExpired:
         reason = f"no answer from {provider.technology} within {PROBE_TIMEOUT_S} s"
-        return Obstacle("broken", reason, "see whether `nvidia-smi` answers")
+        return Obstacle("broken", reason, "see whether `nvidia-smi` answers" if provider.extra == "gpu" else remedy)
     except OSError as error:
         return Obstacle("broken", f"the probe could not be started ({one_line(error)})", "let this process start others")
     if child.returncode != 0:
@@ -377,6 +369,8 @@ def _report(name: str) -> None:
 
 def _attempt(provider: Provider) -> Obstacle | None:
     """Run PROBE_MODEL on `provider` in this process."""
+    if provider.name == "openvino":
+        return _attempt_openvino()
     ort = find_onnxruntime()
     if isinstance(ort, Obstacle):
         return ort
@@ -399,6 +393,22 @@ def _attempt(provider: Provider) -> Obstacle | None:
     return None
 
 
+def _attempt_openvino() -> Obstacle | None:
+    found = find_openvino()
+    if isinstance(found, Obstacle):
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.onnx")
+        path.write_bytes(PROBE_MODEL)
+        try:
+            (output,) = OpenVinoSession(path, threads=1).run(["y"], {"x": PROBE_INPUT})
+        except Exception as error:  # noqa: BLE001 (any failure of foreign code is the answer here)
+            return Obstacle("broken", f"OpenVINO failed ({one_line(error)})", REINSTALL)
+    if not np.array_equal(output, PROBE_OUTPUT):
+        return Obstacle("broken", f"OpenVINO gave {output.ravel().tolist()}, expected {PROBE_OUTPUT.ravel().tolist()}", REINSTALL)
+    return None
+
+
 @cache
 def _works(name: str) -> bool:
     """Whether a provider works, asked once in a process."""
@@ -413,34 +423,42 @@ def create_session(
     provider: str = "auto",
     threads: int | None = None,
     provider_options: Mapping[str, str] | None = None,
-) -> "tuple[InferenceSession, str]":
+    *,
+    made_for: str = "cpu",
+    arithmetic: Arithmetic = FLOAT32,
+    cache_dir: Path | None = None,
+) -> "tuple[InferenceSession | OpenVinoSession, str]":
     """Open a model on exactly the provider that was asked for.
 
     Args:
         model_path: an .onnx file.
-        provider: "cpu", "cuda", "tensorrt", or "auto": CUDA where a probe shows that it works (once in a process, a second or two),
-            else the CPU. "auto" never takes TensorRT, whose engine takes minutes to build. Below TensorRT, CUDA takes the nodes that
-            TensorRT cannot; `placement` tells.
+        provider: "cpu", "openvino", "cuda", "tensorrt", or "auto": CUDA where a probe shows that it works (once in a process, a second or
+            two), else OpenVINO where it works and the file is `made_for` it, else the CPU. "auto" never takes TensorRT, whose engine
+            takes minutes to build. Below TensorRT, CUDA takes the nodes that TensorRT cannot; `placement` tells.
         threads: for the work inside one node; by default the physical cores that this process may use. Nodes run one after another.
         provider_options: onnxruntime's own options for "cuda" or "tensorrt", such as {"device_id": "1"}.
+        arithmetic: what the file allows OpenVINO to compute in.
+        cache_dir: where OpenVINO keeps what it compiled, for a faster start the next time; nowhere without. The folder is made; one that
+            cannot be written to, and what is damaged in it, is passed over.
 
     Returns: the session and the provider's short name. The session never falls back, neither now nor while it runs.
 
     Raises: InputError for an unknown provider, options without their provider, or threads out of range; ModelError for a file that
-    onnxruntime cannot load; MachineError without a whole onnxruntime; ProviderError where the provider does not run here, with what is
-    missing and what mends it.
+    the engine cannot load; MachineError without a whole onnxruntime, or for a cache_dir that cannot be made; ProviderError where the
+    provider does not run here, with what is missing and what mends it.
     """
     chosen = None if provider == "auto" else find_provider(provider)
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS):
         raise InputError(f"got {threads!r} threads, expected a whole number from 1 to {MAX_THREADS}, or none for the physical cores")
-    if provider_options and (chosen is None or chosen.name == "cpu"):
+    if provider_options and (chosen is None or chosen.name in ("cpu", "openvino")):
         raise InputError(f"got provider_options for provider {provider!r}, expected them with 'cuda' or 'tensorrt' only")
     path = os.fsdecode(model_path)
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file, expected an .onnx model")
+    chosen = chosen or _best(made_for)
+    if chosen.name == "openvino":
+        return _open_openvino(path, threads or physical_cores(), arithmetic, cache_dir), chosen.name
     ort = load_onnxruntime()
-    if chosen is None:
-        chosen = next(p for p in map(PROVIDERS.__getitem__, AUTO) if p.name == "cpu" or (_is_built(ort, p) and _works(p.name)))
     if found := _obstacle(ort, chosen):
         raise ProviderError(f"provider {chosen.name!r} does not run here: {found}")
     try:
@@ -457,8 +475,42 @@ def create_session(
     return session, chosen.name
 
 
-def _is_built(ort: Any, provider: Provider) -> bool:
-    return provider.ort_name in ort.get_available_providers()
+def _best(made_for: str) -> Provider:
+    """What "auto" takes for a file that was made for this provider."""
+    *fast, last = AUTO
+    for name in [*fast, *([made_for] if made_for == "openvino" else [])]:
+        if _is_there(PROVIDERS[name]) and _works(name):
+            return PROVIDERS[name]
+    return PROVIDERS[last]
+
+
+def _is_there(provider: Provider) -> bool:
+    """Whether it is worth asking if the provider works: its engine is installed, and was built with it."""
+    if provider.name == "openvino":
+        return importlib.util.find_spec("openvino") is not None
+    ort = find_onnxruntime()
+    return not isinstance(ort, Obstacle) and provider.ort_name in ort.get_available_providers()
+
+
+def _open_openvino(path: str, threads: int, arithmetic: Arithmetic, cache_dir: Path | None) -> OpenVinoSession:
+    found = find_openvino()
+    if isinstance(found, Obstacle):
+        raise ProviderError(f"provider 'openvino' does not run here: {found}")
+    try:
+        if cache_dir is not None:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"the cache folder {cache_dir} cannot be made ({error.strerror or error})"
+        raise MachineError(f"{reason}; choose another folder, or leave cache_dir out") from error
+    try:
+        return OpenVinoSession(Path(path), threads, arithmetic, cache_dir)
+    except Exception as error:
+        asked = probe("openvino")
+        if not asked.works:
+            raise ProviderError(f"provider 'openvino' does not run here: {asked.reason}; {asked.remedy}") from error
+        raise ModelError(
+            f"{path}: OpenVINO cannot load it ({one_line(error)}); export it with --target openvino, or use provider 'cpu'"
+        ) from error
 
 
 class _AddProviderError(Exception):
@@ -497,18 +549,21 @@ def _blame(ort: Any, path: str, provider: Provider, error: Exception) -> ModelEr
     return ModelError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason}); export it again, or update onnxruntime")
 
 
-def placement(session: "InferenceSession") -> dict[str, int]:
+def placement(session: "InferenceSession | OpenVinoSession") -> dict[str, int]:
     """How many nodes run on which provider, most first. See `node_placement`, also for what is raised."""
     return dict(Counter(node.provider for node in node_placement(session)).most_common())
 
 
-def node_placement(session: "InferenceSession") -> tuple[NodePlacement, ...]:
+def node_placement(session: "InferenceSession | OpenVinoSession") -> tuple[NodePlacement, ...]:
     """Where each node of a session from `create_session` runs.
 
-    Nodes are those that onnxruntime had when it divided the graph among providers: later fusions within a provider do not show.
+    onnxruntime's nodes are those that it had when it divided the graph among providers: later fusions within a provider do not show.
+    OpenVINO's are what runs, after its fusions.
 
     Raises: MachineError before onnxruntime 1.24, which does not tell; InputError for a session that did not record it.
     """
+    if isinstance(session, OpenVinoSession):
+        return tuple(NodePlacement(name, kind, "openvino") for name, kind in session.nodes())
     ort = load_onnxruntime()
     if not hasattr(session, "get_provider_graph_assignment_info"):
         reason = f"onnxruntime {ort.__version__} does not tell where nodes run, expected 1.24 or later"
@@ -521,9 +576,3 @@ def node_placement(session: "InferenceSession") -> tuple[NodePlacement, ...]:
     return tuple(
         NodePlacement(node.name, node.op_type, short.get(part.ep_name, str(part.ep_name))) for part in assigned for node in part.get_nodes()
     )
-
-
-def one_line(error: object) -> str:
-    """A foreign error's text without codes and source positions, on one line of at most 240 characters."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)(?: const)? ", "", str(error))
-    return textwrap.shorten(text.strip().rstrip("."), 240, placeholder=" ...") or type(error).__name__

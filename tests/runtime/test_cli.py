@@ -23,7 +23,7 @@ import vit_runtime as vit
 from vit_runtime.cli import bench, info, parity, predict
 from vit_runtime.cli.common import table, whole_numbers
 from vit_runtime.errors import InputError
-from vit_runtime.manifest import Manifest
+from vit_runtime.manifest import KEY, Manifest, read_manifest
 
 COMMANDS: dict[str, click.Command] = {
     "vit-predict": predict.main,
@@ -92,6 +92,27 @@ def edited(tiny_model: Path, tmp_path: Path) -> Callable[[float], Path]:
         return path
 
     return make
+
+
+def copied(source: Path, folder: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+    """A copy of a file, changed."""
+    proto = onnx.load(source)
+    edit(proto)
+    path = folder / "copied.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def with_manifest(source: Path, folder: Path, change: Callable[[Any], object]) -> Path:
+    """A copy of a file whose manifest was changed."""
+
+    def edit(proto: onnx.ModelProto) -> None:
+        entry = next(entry for entry in proto.metadata_props if entry.key == KEY)
+        document = json.loads(entry.value)
+        change(document)
+        entry.value = json.dumps(document)
+
+    return copied(source, folder, edit)
 
 
 @pytest.fixture
@@ -174,7 +195,7 @@ def test_a_provider_that_this_machine_lacks_is_exit_code_4(command: str, tiny_mo
     more = {"vit-predict": [images, "--provider"], "vit-parity": ["--providers"], "vit-bench": ["--provider"]}[command]
     assert "provider 'cuda' does not run here" in failed(run(command, tiny_model, *more, "cuda"), 4)
     assert document_of(run(command, tiny_model, *more, "cuda", "--json"), 4)["exit_code"] == 4
-    assert "expected one of auto, cpu, cuda, tensorrt" in failed(run(command, tiny_model, *more, "gpu"), 2)
+    assert "expected one of auto, cpu, openvino, cuda, tensorrt" in failed(run(command, tiny_model, *more, "gpu"), 2)
 
 
 @pytest.mark.parametrize("command", ["vit-predict", "vit-parity", "vit-bench"])
@@ -422,6 +443,78 @@ def test_parity_refuses_what_cannot_be_checked(arguments: tuple[str, ...], words
     assert words in failed(run("vit-parity", tiny_model, *arguments), 2)
 
 
+def test_parity_of_a_reduced_file_tells_how_near_it_is(tiny_int8: Path):
+    result = run("vit-parity", tiny_int8, "--batch-sizes", "1,4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    first, *rows, last = result.stdout.splitlines()
+    limits = re.fullmatch(rf"{tiny_int8} on cpu: passed \(least cosine: (.+)\)", first)
+    assert limits
+    assert re.fullmatch(
+        r"attention 0\.9\d+, embedding 0\.9\d+, logits 0\.9\d+ and KL [\d.e-]+, tokens 0\.9\d+", ", ".join(sorted(limits[1].split(", ")))
+    )
+    assert rows[0].split() == ["output", "batch", "size", "least", "cosine", "mean", "same", "class", "largest", "KL"]
+    assert [row.split()[:3] for row in rows[1:]] == [
+        [name, batch, "32x32"] for batch in ("1", "4") for name in ("attention", "embedding", "logits", "tokens")
+    ]
+    assert all(re.search(r"  [01]\.\d{5}  [01]\.\d{5}(  +\d+%  +\d\.\de-\d\d)?$", row) for row in rows[1:])
+    assert [row.split()[0] for row in rows if "%" in row] == ["logits", "logits"]
+    assert last == "Of reduced precision: each output may be twice as far from float64 PyTorch as it was when the file was made."
+
+
+def test_parity_fails_a_changed_reduced_file_with_exit_code_1(tiny_int8: Path, tmp_path: Path):
+    """The scales of one layer are half as large again. Attention is computed before it."""
+
+    def stretch(proto: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "blocks.1.attn.proj.weight_scale")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+
+    path = copied(tiny_int8, tmp_path, stretch)
+    result = run("vit-parity", path, "--batch-sizes", "1")
+    assert result.exit_code == 1
+    assert f"{path} on cpu: FAILED (least cosine: " in result.stdout
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["embedding", "logits", "tokens"]
+    document = document_of(run("vit-parity", path, "--batch-sizes", "1", "--json"), 1)
+    assert document["passed"] is False
+
+
+def test_parity_fails_a_reduced_file_whose_limits_are_tighter_than_it_is_near(tiny_int8: Path, tmp_path: Path):
+    def tighten(document: Any) -> None:
+        document["parity"]["limits"]["embedding"]["cosine"] = 1.0
+
+    result = run("vit-parity", with_manifest(tiny_int8, tmp_path, tighten), "--batch-sizes", "2")
+    assert result.exit_code == 1
+    assert "embedding 1," in result.stdout
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["embedding"]
+
+
+def test_parity_of_a_reduced_file_gives_the_same_as_data(tiny_int8: Path):
+    document = document_of(run("vit-parity", tiny_int8, "--json", "--batch-sizes", "3"))
+    (report,) = document["models"][0]["reports"]
+    assert report["limits"].keys() == {"logits", "embedding", "tokens", "attention"}
+    for check in report["checks"]:
+        limit = report["limits"][check["output"]]
+        assert limit["cosine"] <= check["accuracy"]["cosine_min"] <= 1
+        assert (limit["kl"] is None) == (check["accuracy"]["kl_max"] is None) == (check["output"] != "logits")
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_int8", "tiny_openvino"])
+def test_parity_holds_providers_against_the_record_and_against_one_another(fixture: str, request: pytest.FixtureRequest):
+    pytest.importorskip("openvino")
+    path = request.getfixturevalue(fixture)
+    result = run("vit-parity", path, "--providers", "cpu,openvino", "--batch-sizes", "1,3")
+    assert result.exit_code == 0
+    heads = [line.partition(" (")[0] for line in result.stdout.splitlines() if line.startswith(str(path))]
+    assert heads == [f"{path} on {what}: passed" for what in ("cpu", "openvino", "openvino against cpu")]
+    document = document_of(run("vit-parity", path, "--providers", "openvino,cpu", "--batch-sizes", "1", "--json"))
+    reports = document["models"][0]["reports"]
+    assert [{check["provider"] for check in report["checks"]} for report in reports] == [{"openvino"}, {"cpu"}, {"cpu against openvino"}]
+    alone, between = reports[0]["limits"], reports[2]["limits"]
+    if fixture == "tiny_model":
+        assert between == {"rms": 2 * alone["rms"], "max": 2 * alone["max"]}
+    else:
+        assert 1 - between["embedding"]["cosine"] == pytest.approx(4 * (1 - alone["embedding"]["cosine"]))
+
+
 def test_parity_in_a_process_of_its_own_gives_its_exit_code(tiny_model: Path, edited: Callable[[float], Path]):
     assert run_apart("vit-parity", tiny_model, "--batch-sizes", "1").returncode == 0
     assert run_apart("vit-parity", edited(0.5), "--batch-sizes", "1", "--json").returncode == 1
@@ -505,6 +598,116 @@ def test_info_of_other_files(fixture: str, words: str, request: pytest.FixtureRe
     assert words in result.stdout
 
 
+def test_info_of_a_reduced_file_says_how_near_it_is_to_pytorch(tiny_int8: Path):
+    result = run("vit-info", tiny_int8)
+    assert result.exit_code == 0
+    assert "graph    opset 20, target cpu, precision int8, " in result.stdout
+    assert "/ 255, mean 0.5, std 0.5 in the graph\n" in result.stdout
+    assert "parity   16 golden images; at export:\n" in result.stdout
+    assert "accuracy 24 generated images on cpu, against PyTorch's float32:\n" in result.stdout
+    manifest = read_manifest(tiny_int8)[0]
+    assert manifest.parity is not None
+    assert manifest.accuracy is not None
+    lines = [line.split() for line in result.stdout.splitlines()]
+    for measured in manifest.parity.measured:
+        assert measured.nearness is not None
+        row = next(row for row in lines if row[:4] == ["cpu", measured.output, str(measured.batch_size), "32x32"])
+        assert row[4] == f"{measured.nearness.cosine:.5f}"
+        assert len(row) == (8 if measured.output == "logits" else 6)
+    found = manifest.accuracy.outputs["logits"]
+    assert found.top1 is not None
+    assert ["logits", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", f"{found.top1:.1%}", f"{found.kl_mean:.1e}"] in lines
+    found = manifest.accuracy.outputs["embedding"]
+    assert ["embedding", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}"] in lines
+
+
+def test_info_names_kept_layers_pieces_of_tokens_and_photographs(tiny_int8: Path, tmp_path: Path):
+    def change(document: Any) -> None:
+        document["build"]["token_split"] = [9, 8]
+        document["build"]["kept"] = [{"layer": "blocks.0.mlp.fc2", "before": 0.97, "after": 0.99}]
+        document["accuracy"]["source"] = "photographs"
+
+    result = run("vit-info", with_manifest(tiny_int8, tmp_path, change))
+    assert result.exit_code == 0
+    assert " nodes, tokens in pieces of 9, 8\n" in result.stdout
+    assert "kept     blocks.0.mlp.fc2 in higher precision" in result.stdout
+    assert "accuracy 24 photographs on cpu" in result.stdout
+
+
+def test_info_of_a_float32_file_names_neither(tiny_model: Path):
+    result = run("vit-info", tiny_model)
+    assert not re.search(r"^(kept|accuracy) |pieces of|in the graph", result.stdout, re.MULTILINE)
+
+
+def test_info_shows_the_ops_before_and_after_each_pass(tiny_int8: Path):
+    """A column a pass, a dot where it left the number as it was; the last number of each row is what the graph has now."""
+    result = run("vit-info", tiny_int8, "--graph")
+    assert result.exit_code == 0
+    build = read_manifest(tiny_int8)[0].build
+    title, header, *rows = result.stdout.splitlines()
+    assert title == f"{tiny_int8}, opset 20, target cpu, int8"
+    count = len(build["passes"])
+    assert header.split() == ["traced", *(str(number) for number in range(1, count + 1))]
+    assert rows[-count:] == [f"  {number}  {step['name']}" for number, step in enumerate(build["passes"], start=1)]
+    (totals,) = (row.split() for row in rows if row.startswith("  nodes "))
+    assert totals == ["nodes", str(sum(build["traced"].values())), *(str(step["nodes_after"]) for step in build["passes"])]
+    stages = [build["traced"], *(step["ops"] for step in build["passes"])]
+    table_rows = [row.split() for row in rows[: rows.index(next(row for row in rows if row.startswith("  nodes ")))]]
+    assert {name for name, *_ in table_rows} == {op for ops in stages for op in ops}
+    for name, first, *changes in table_rows:
+        now = [int(first)]
+        for change in changes:
+            now.append(now[-1] if change == "." else int(change))
+        assert now == [ops.get(name, 0) for ops in stages], name
+    assert [row[1:] for row in table_rows if row[0] == "MatMulInteger"] == [["0", *["."] * (count - 1), "12"]]
+
+
+def test_info_shows_errors_of_passes_where_they_were_measured(tiny_int8: Path, tmp_path: Path):
+    def change(document: Any) -> None:
+        document["build"]["passes"][0]["floors"] = 1.234
+        document["build"]["passes"][-1]["floors"] = 40
+
+    assert "error, floors" not in run("vit-info", tiny_int8, "--graph").stdout
+    result = run("vit-info", with_manifest(tiny_int8, tmp_path, change), "--graph")
+    assert re.search(r"^  error, floors +1\.23 +40\.00$", result.stdout, re.MULTILINE)
+
+
+def test_info_shows_the_graph_of_a_file_whose_passes_were_left_out(tiny_model: Path, tmp_path: Path):
+    result = run("vit-info", with_manifest(tiny_model, tmp_path, lambda document: document["build"].update(passes=[])), "--graph")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].split() == ["traced"]
+
+
+def test_the_graph_as_data_is_the_whole_manifest_too(tiny_int8: Path):
+    assert document_of(run("vit-info", tiny_int8, "--graph", "--json")) == document_of(run("vit-info", tiny_int8, "--json"))
+
+
+@pytest.mark.parametrize("value", [None, "x", [None], {}], ids=["null", "text", "list", "object"])
+def test_info_prints_whatever_a_manifest_says_or_refuses_it(value: object, tiny_int8: Path, tmp_path: Path):
+    """Of how the file was made and judged: no entry of another kind is a traceback."""
+    build = ["token_split", "calibration", "kept", "traced", "passes"]
+    places: list[list[str | int]] = [["build", entry] for entry in build]
+    places += [["build", "traced", "Add"], ["build", "kept", 0], ["build", "kept", 0, "layer"], ["build", "kept", 0, "before"]]
+    places += [["build", "passes", 0, entry] for entry in ("name", "ops", "floors", "nodes_before")] + [
+        ["build", "passes", 0, "ops", "Add"]
+    ]
+    places += [["accuracy"], ["accuracy", "outputs"], ["accuracy", "source"], ["accuracy", "images"]]
+    places += [["accuracy", "outputs", "logits", entry] for entry in ("cosine_min", "cosine_mean", "top1", "kl_mean", "kl_max")]
+    places += [["parity", "measured", 0, "nearness"], ["parity", "limits"], ["parity", "measured"]]
+    for place in places:
+
+        def change(document: Any, place: list[str | int] = place) -> None:
+            document["build"]["kept"] = [{"layer": "blocks.0.mlp.fc2", "before": None, "after": None}]
+            *above, last = place
+            for key in above:
+                document = document[key]
+            document[last] = value
+
+        path = with_manifest(tiny_int8, tmp_path, change)
+        for more in ((), ("--graph",)):
+            assert run("vit-info", path, *more).exit_code in (0, 3), place
+
+
 def test_info_gives_the_whole_manifest_as_data(tiny_model: Path, tiny_manifest: Manifest):
     document = document_of(run("vit-info", tiny_model, "--json"))
     assert document["manifest"] == tiny_manifest.to_dict()
@@ -524,6 +727,12 @@ def test_numbers_that_are_none_are_refused_under_their_option(text: str):
 
 def test_numbers_are_split_at_commas():
     assert whole_numbers("8, 1,32", "--sizes") == [8, 1, 32]
+
+
+def test_numbers_may_be_repeated_where_that_means_something():
+    assert whole_numbers("99,99,1", "--pieces", once=False) == [99, 99, 1]
+    with pytest.raises(InputError, match=r"got --pieces '99,0', expected numbers of at least 1$"):
+        whole_numbers("99,0", "--pieces", once=False)
 
 
 def test_a_table_is_as_wide_as_its_longest_cells():

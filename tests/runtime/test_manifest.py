@@ -19,13 +19,26 @@ import pytest
 from vit_exporter.writer import append_metadata
 from vit_runtime.errors import ModelError
 from vit_runtime.golden import GENERATOR
-from vit_runtime.manifest import KEY, SCHEMA_FILE, SCHEMA_VERSION, Error, Manifest, Measured, parse_manifest, read_manifest, record_digest
+from vit_runtime.manifest import (
+    KEY,
+    SCHEMA_FILE,
+    SCHEMA_VERSION,
+    Error,
+    Execution,
+    Limits,
+    Manifest,
+    Measured,
+    Nearness,
+    parse_manifest,
+    read_manifest,
+    record_digest,
+)
 from vit_runtime.preprocess import Preprocessing, ShortestEdgeResize
 
 Document = dict[str, Any]
 Place = tuple[str | int, ...]
-FILES = ["tiny_model", "tiny_external", "tiny_unverified", "tiny_embedder", "tiny_projected"]
-ACTED_UPON = ("schema_version", "input", "preprocessing", "outputs", "labels", "golden", "parity")
+FILES = ["tiny_model", "tiny_external", "tiny_unverified", "tiny_embedder", "tiny_projected", "tiny_int8", "tiny_openvino"]
+ACTED_UPON = ("schema_version", "input", "preprocessing", "outputs", "labels", "execution", "golden", "parity")
 
 
 @pytest.fixture(scope="session")
@@ -33,15 +46,37 @@ def schema() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
 
-@pytest.fixture
-def document(tiny_manifest: Manifest) -> Document:
+def shortened(manifest: Manifest) -> Document:
     """A manifest as JSON values, to be damaged; short, so that thousands of variants are parsed in a second."""
-    document: Document = json.loads(tiny_manifest.to_json())
+    document: Document = json.loads(manifest.to_json())
     document["parity"]["measured"] = document["parity"]["measured"][:1]
+    document["parity"]["measured"][0]["output"] = "logits"
+    document["build"]["passes"] = document["build"]["passes"][:1]
+    document["build"]["traced"] = document["build"]["passes"][0]["ops"] = {"Add": 3, "MatMul": 2}
     for name in ("tokens", "attention"):
         document["outputs"] = [output for output in document["outputs"] if output["name"] != name]
-        del document["golden"]["outputs"][name]
-    document["golden"]["sha256"] = record_digest(document["golden"])
+        document["golden"]["outputs"].pop(name, None)
+        document["parity"]["limits"].pop(name, None)
+    return fitting(document)
+
+
+@pytest.fixture
+def document(tiny_manifest: Manifest) -> Document:
+    """Of a float32 file."""
+    return shortened(tiny_manifest)
+
+
+@pytest.fixture
+def reduced(tiny_int8: Path) -> Document:
+    """Of a file in int8, with everything that one in reduced precision can have."""
+    document = shortened(read_manifest(tiny_int8)[0])
+    document["build"].update(
+        token_split=[9, 8],
+        calibration={"source": "photographs", "images": 16},
+        kept=[{"layer": "blocks.0.mlp.fc2", "before": 0.97, "after": 0.99}, {"layer": "blocks.1.mlp.fc2", "before": None, "after": None}],
+    )
+    document["build"]["passes"][0]["floors"] = 1.25
+    document["parity"]["measured"][0]["nearness"]["kl"] = 0.001
     return document
 
 
@@ -205,24 +240,62 @@ def test_the_schema_has_the_version_and_generator_that_are_written(schema: jsons
     schema.validate(document)
 
 
-def test_the_schema_refuses_a_document_without_any_one_of_its_entries(schema: jsonschema.Draft202012Validator, document: Document):
-    free = {("build", "tools"), ("golden", "outputs")}
+def is_open(place: Place) -> bool:
+    """Whether the names of the entries there are free: packages, outputs, ops."""
+    return place in {("build", "tools"), ("build", "traced"), ("golden", "outputs"), ("accuracy", "outputs"), ("parity", "limits")} or (
+        place[:2] == ("build", "passes") and place[-1] == "ops"
+    )
+
+
+@pytest.mark.parametrize("fixture", ["document", "reduced"])
+def test_the_schema_refuses_a_document_without_any_one_of_its_entries(
+    fixture: str, schema: jsonschema.Draft202012Validator, request: pytest.FixtureRequest
+):
+    document = request.getfixturevalue(fixture)
+    schema.validate(document)
+    by_output = document["parity"]["kind"] == "nearness"
     for place in places(document):
-        if isinstance(place[-1], str) and place[:-1] not in free:
+        free = is_open(place[:-1]) and (by_output or place[0] != "parity")
+        if isinstance(place[-1], str) and not free:
             assert not schema.is_valid(without(document, place)), place
 
 
-def test_the_schema_refuses_entries_that_it_does_not_know(schema: jsonschema.Draft202012Validator, document: Document):
+@pytest.mark.parametrize("fixture", ["document", "reduced"])
+def test_the_schema_refuses_entries_that_it_does_not_know(
+    fixture: str, schema: jsonschema.Draft202012Validator, request: pytest.FixtureRequest
+):
+    document = request.getfixturevalue(fixture)
     for place in [(), *places(document)]:
         holder = document if not place else parent(document, place)[place[-1]]
         if isinstance(holder, dict) and place not in {("build", "tools"), ("golden", "outputs")}:
-            assert not schema.is_valid(changed(document, (*place, "junk"), 1)), place
+            assert not schema.is_valid(changed(document, (*place, "junk"), "1")), place
 
 
 def test_the_schema_lets_more_tools_be_named(schema: jsonschema.Draft202012Validator, document: Document):
     for version in ("1.2", None):
         assert schema.is_valid(changed(document, ("build", "tools", "something"), version))
     assert not schema.is_valid(changed(document, ("build", "tools", "something"), 1))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("parity", "kind"), "floors"),
+        (("parity", "limits"), {"rms": 2, "max": 8}),
+        (("parity", "limits"), {}),
+        (("parity", "limits", "logits", "cosine"), 1.5),
+        (("parity", "limits", "logits", "kl"), -0.1),
+        (("parity", "measured", 0, "nearness", "cosine"), None),
+        (("accuracy", "source"), "web"),
+        (("accuracy", "images"), 0),
+        (("accuracy", "outputs", "logits", "cosine_min"), None),
+        (("accuracy", "outputs", "logits", "top1"), 1.5),
+    ],
+)
+def test_the_schema_refuses_values_that_cannot_be_in_reduced_precision(
+    place: Place, value: object, schema: jsonschema.Draft202012Validator, reduced: Document
+):
+    assert not schema.is_valid(changed(reduced, place, value))
 
 
 @pytest.mark.parametrize("junk", [None, [], 1, "x", {}, {"schema_version": 1}])
@@ -249,6 +322,16 @@ def test_the_schema_refuses_junk(junk: object, schema: jsonschema.Draft202012Val
         (("golden", "outputs", "logits", "floor", "rms"), 0),
         (("golden",), None),
         (("parity", "limits", "rms"), -1),
+        (("parity", "limits"), {"logits": {"cosine": 0.9, "kl": 0.1}}),
+        (("parity", "kind"), "nearness"),
+        (("preprocessing", "in_graph"), ["rescale"]),
+        (("execution", "int8_group"), 0),
+        (("execution", "bf16"), None),
+        (("build", "traced", "Add"), "3"),
+        (("build", "passes", 0, "floors"), -1),
+        (("build", "token_split"), [17]),
+        (("build", "calibration"), {"source": "web", "images": 3}),
+        (("build", "kept"), [{"layer": "x", "before": 2, "after": 0.9}]),
     ],
 )
 def test_the_schema_refuses_values_that_cannot_be(place: Place, value: object, schema: jsonschema.Draft202012Validator, document: Document):
@@ -265,7 +348,9 @@ def test_a_newer_version_is_told_to_upgrade(document: Document):
     assert "expected 1" in refused(changed(document, ("schema_version",), 0))
 
 
-def test_an_entry_that_is_missing_is_named_and_never_a_surprise(document: Document):
+@pytest.mark.parametrize("fixture", ["document", "reduced"])
+def test_an_entry_that_is_missing_is_named_and_never_a_surprise(fixture: str, request: pytest.FixtureRequest):
+    document = request.getfixturevalue(fixture)
     for place in places(document):
         message = refused(without(document, place))
         if place[0] in ACTED_UPON and isinstance(place[-1], str) and len(place) > 1 and place[0] != "preprocessing":
@@ -274,8 +359,9 @@ def test_an_entry_that_is_missing_is_named_and_never_a_surprise(document: Docume
             assert str(place[0]) in message, place
 
 
-def test_an_entry_of_another_kind_is_refused_or_used_and_never_a_surprise(document: Document):
-    tried = 0
+@pytest.mark.parametrize("fixture", ["document", "reduced"])
+def test_an_entry_of_another_kind_is_refused_or_used_and_never_a_surprise(fixture: str, request: pytest.FixtureRequest):
+    document, tried = request.getfixturevalue(fixture), 0
     for place in places(document):
         for value in (None, -1, 0, 1.5, "x", [], {}, True, [None], 10**400, float("nan"), float("inf"), "\ud800"):
             tried += 1
@@ -378,6 +464,113 @@ def test_a_measurement_of_an_output_without_a_record_is_refused(tiny_manifest: M
     stray = dataclasses.replace(tiny_manifest.parity, measured=(Measured("cpu", 1, "nothing", Error(0.0, 0.0), (32, 32)),))
     assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, parity=stray).to_dict())
     assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, golden=None).to_dict())
+
+
+# ---- reduced precision ---------------------------------------------------------------------------------------------------------------
+
+
+def test_how_a_file_wants_to_be_run_and_what_it_is_held_to_survive(tiny_int8: Path, tiny_openvino: Path, tiny_manifest: Manifest):
+    int8, openvino = (read_manifest(path)[0] for path in (tiny_int8, tiny_openvino))
+    assert tiny_manifest.execution == int8.execution == Execution("cpu", bf16=False, int8_group=None)
+    assert openvino.execution == Execution("openvino", bf16=True, int8_group=32)
+    assert (tiny_manifest.preprocessing.in_graph, int8.preprocessing.in_graph, openvino.preprocessing.in_graph) == (False, True, True)
+    assert tiny_manifest.accuracy is None
+    for manifest in (int8, openvino):
+        assert manifest.parity is not None
+        assert not isinstance(manifest.parity.limits, Limits)
+        assert manifest.parity.limits.keys() == {output.name for output in manifest.outputs}
+        assert manifest.accuracy is not None
+        assert (manifest.accuracy.provider, manifest.accuracy.source) == (manifest.execution.provider, "synthetic")
+        assert manifest.accuracy.outputs["logits"].top1 is not None
+        assert manifest.accuracy.outputs["embedding"].top1 is None
+
+
+def test_a_reduced_manifest_is_what_its_document_says(reduced: Document):
+    manifest = parse_manifest(reduced)
+    assert manifest.parity is not None
+    assert not isinstance(manifest.parity.limits, Limits)
+    assert {name: {"cosine": near.cosine, "kl": near.kl} for name, near in manifest.parity.limits.items()} == reduced["parity"]["limits"]
+    assert manifest.parity.measured[0].nearness == Nearness(reduced["parity"]["measured"][0]["nearness"]["cosine"], 0.001)
+    assert manifest.to_dict() == reduced
+
+
+LIMIT = ("parity", "limits", "logits")
+NEAR = ("parity", "measured", 0, "nearness")
+JUDGED = ("accuracy", "outputs", "logits")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("parity", "kind"), "cosine", "parity.kind is 'cosine', expected floors or nearness"),
+        (("parity", "kind"), None, "kind is 'None', expected a JSON text"),
+        (("parity", "kind"), "floors", "limits.rms is 'None', expected a number of at least 0"),
+        (("parity", "limits"), {"rms": 2.0, "max": 8.0}, "manifest has no kl"),
+        (("parity", "limits"), {}, "has no limit for logits"),
+        (("parity", "limits"), [], "limits is '[]', expected a JSON object"),
+        ((*LIMIT, "kl"), None, "has no limit for logits"),
+        ((*LIMIT, "cosine"), 1.0000001, "cosine is 1.0000001, expected a number of at most 1"),
+        ((*LIMIT, "cosine"), None, "cosine is 'None', expected a number"),
+        ((*LIMIT, "cosine"), True, "cosine is 'True', expected a number"),
+        ((*LIMIT, "cosine"), "0.9", "cosine is '0.9', expected a number"),
+        ((*LIMIT, "cosine"), float("nan"), "cosine is 'nan', expected a number"),
+        ((*LIMIT, "kl"), -1e-9, "kl is '-1e-09', expected a number of at least 0"),
+        ((*LIMIT, "kl"), float("inf"), "kl is 'inf', expected a number of at least 0"),
+        ((*LIMIT, "kl"), float("nan"), "kl is 'nan', expected a number of at least 0"),
+        ((*NEAR, "cosine"), 2, "cosine is 2.0, expected a number of at most 1"),
+        ((*NEAR, "kl"), "x", "kl is 'x', expected a number"),
+        (NEAR, {}, "manifest has no kl"),
+        (("execution", "bf16"), 1, "bf16 is '1', expected a JSON true or false"),
+        (("execution", "provider"), None, "provider is 'None', expected a JSON text"),
+        (("execution", "int8_group"), 0, "execution.int8_group is '0', expected a whole number or null"),
+        (("execution", "int8_group"), 16.0, "execution.int8_group is '16.0', expected a whole number or null"),
+        (("execution", "int8_group"), True, "execution.int8_group is 'True', expected a whole number or null"),
+        ((*JUDGED, "cosine_min"), None, "cosine_min is 'None', expected a number"),
+        ((*JUDGED, "cosine_mean"), "x", "cosine_mean is 'x', expected a number"),
+        ((*JUDGED, "kl_mean"), float("inf"), "kl_mean is 'inf', expected a number"),
+        (("accuracy", "images"), 1.5, "images is '1.5', expected a JSON whole number"),
+        (("preprocessing", "in_graph"), ["normalize"], "in_graph = ['normalize'], expected [] or ['rescale', 'normalize']"),
+        (("build", "traced", "Add"), "3", "counts nodes in something else than whole numbers"),
+        (("build", "passes", 0, "ops", "Add"), None, "counts nodes in something else than whole numbers"),
+        (("build", "passes", 0, "floors"), "1", "floors is '1', expected a number"),
+        (("build", "kept", 0), "blocks.0", "manifest has no layer"),
+        (("build", "kept", 0, "before"), [], "before is '[]', expected a number"),
+        (("build", "token_split"), 17, "build.token_split is '17', expected whole numbers or null"),
+        (("build", "token_split", 0), 0, "build.token_split is '[0, 8]', expected whole numbers or null"),
+    ],
+)
+def test_a_value_that_cannot_be_in_reduced_precision_is_refused_by_its_name(place: Place, value: object, words: str, reduced: Document):
+    message = refused(changed(reduced, place, value))
+    assert words in message
+    assert message.endswith(("export the model again", "export the file again"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("accuracy",), None),
+        ((*JUDGED, "top1"), None),
+        (NEAR, None),
+        (("execution", "int8_group"), 64),
+        (("execution", "bf16"), True),
+        (("execution", "provider"), "one of tomorrow"),
+        (("build", "kept"), []),
+        (("build", "passes", 0, "floors"), None),
+        (("parity", "limits", "embedding", "kl"), 0.5),
+    ],
+)
+def test_what_may_be_absent_or_otherwise_is_taken(place: Place, value: object, reduced: Document):
+    document = changed(reduced, place, value)
+    assert not refused(document)
+    assert parse_manifest(document).to_dict() == document
+
+
+def test_every_output_has_to_have_a_limit_and_the_class_scores_one_of_their_divergence(reduced: Document):
+    for name in ("logits", "embedding"):
+        assert f"has no limit for {name}" in refused(without(reduced, ("parity", "limits", name)))
+    assert "has no limit for logits" in refused(changed(reduced, (*LIMIT, "kl"), None))
+    projecting = changed(changed(reduced, (*LIMIT, "kl"), None), ("model", "projection"), True)
+    assert not refused(projecting)  # its logits score no classes
 
 
 # ---- a manifest against its graph ----------------------------------------------------------------------------------------------------

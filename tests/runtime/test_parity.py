@@ -13,9 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 import vit_runtime as vit
+from vit_runtime.accuracy import Accuracy
 from vit_runtime.errors import InputError, ModelError
 from vit_runtime.golden import golden_images
-from vit_runtime.manifest import Error, Golden, Limits, Manifest
+from vit_runtime.manifest import Error, Golden, Limits, Manifest, Nearness
 from vit_runtime.model import Model
 from vit_runtime.parity import (
     BATCH_SIZES,
@@ -34,6 +35,7 @@ from vit_runtime.parity import (
 from vit_runtime.preprocess import normalize
 
 Edit = Callable[[onnx.ModelProto], object]
+EQUAL = Accuracy(1.0, 1.0, 1.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -301,6 +303,186 @@ def test_files_with_other_outputs_or_shapes_are_not_compared(honest: Model, tiny
         compare(honest.run, lambda batch: {k: v[:, :1] for k, v in honest.run(batch).items()}, honest.manifest, ("a", "b"))
 
 
+# ---- reduced precision ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[("tiny_int8", "cpu"), ("tiny_openvino", "openvino")], ids=["cpu", "openvino"])
+def reduced(request: pytest.FixtureRequest) -> Model:
+    """A file in int8 on the provider that it was made for."""
+    fixture, provider = request.param
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    return vit.load(request.getfixturevalue(fixture), provider)
+
+
+def with_array(model: Model, folder: Path, name: str, change: Callable[[np.ndarray], object]) -> Model:
+    """Loads a copy of a model with one of its stored arrays changed and its manifest as it was."""
+    proto = onnx.load(model.path)
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    change(values)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    path = folder / "changed.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return vit.load(path, model.provider)
+
+
+def limits_of(model: Model) -> dict[str, Nearness]:
+    assert model.manifest.parity is not None
+    limits = model.manifest.parity.limits
+    assert not isinstance(limits, Limits)
+    return dict(limits)
+
+
+def flip_all(values: np.ndarray) -> None:
+    values *= -1
+
+
+def flip_largest(values: np.ndarray) -> None:
+    flat = values.reshape(-1)
+    flat[np.abs(flat.astype(np.int32)).argmax()] *= -1
+
+
+def stretch(values: np.ndarray) -> None:
+    values *= 1.5
+
+
+def test_a_file_in_int8_is_as_near_as_it_was_at_any_batch_size(reduced: Model):
+    report = check(reduced, (1, 2, 3, 7, 16))
+    assert report.passed
+    assert {c.batch_size for c in report.checks} == {1, 2, 3, 7, 16}
+    assert report.limits == limits_of(reduced)
+    assert {(c.output, c.provider) for c in report.checks} == {(output.name, reduced.provider) for output in reduced.manifest.outputs}
+    assert report.worst.rms_floors > FLOAT32_LIMITS.rms  # it is no float32 file, which the limits in floors would tell
+    for c in report.checks:
+        assert (c.accuracy.kl_max is not None) == (c.accuracy.top1 is not None) == (c.output == "logits")
+
+
+def test_the_limits_are_twice_what_was_measured_and_at_least_a_ten_thousandth(reduced: Model):
+    parity = reduced.manifest.parity
+    assert parity is not None
+    for name, limit in limits_of(reduced).items():
+        found = [measured.nearness for measured in parity.measured if measured.output == name]
+        assert len(found) == len(BATCH_SIZES)
+        loss = max(1 - near.cosine for near in found if near is not None)
+        assert 1 - limit.cosine == pytest.approx(max(2 * loss, 1e-4), rel=0.1)  # each was rounded to two digits
+        assert (limit.kl is None) == (name != "logits")
+
+
+@pytest.mark.parametrize("layer", ["attn.v", "attn.proj", "mlp.fc1", "mlp.fc2"])
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize(("stored", "fault"), [("weight", flip_all), ("weight_scale", stretch)], ids=["signs flipped", "scales stretched"])
+def test_a_fault_in_one_layers_integers_or_scales_fails(
+    layer: str, block: int, stored: str, fault: Callable[[np.ndarray], object], tiny_int8: Path, tmp_path: Path
+):
+    """Of all layers but those of queries and keys: with random weights attention is so even that they hardly matter."""
+    report = check(with_array(vit.load(tiny_int8, "cpu"), tmp_path, f"blocks.{block}.{layer}.{stored}", fault), (1, 3))
+    assert not report.passed
+    assert 1 - report.worst.accuracy.cosine_min > 1e-3  # ten times what is allowed
+
+
+def test_one_large_integer_with_the_other_sign_fails(reduced: Model, tmp_path: Path):
+    report = check(with_array(reduced, tmp_path, "blocks.1.attn.proj.weight", flip_largest), (1,))
+    failed = {c.output for c in report.checks if not c.passed}
+    assert {"embedding", "logits"} <= failed
+    assert "attention" not in failed  # which is computed before it
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_or_inf_in_a_scale_fails(value: float, reduced: Model, tmp_path: Path):
+    report = check(with_array(reduced, tmp_path, "blocks.1.mlp.fc2.weight_scale", lambda scales: scales.__setitem__(3, value)), (3,))
+    assert not report.passed
+    assert not math.isfinite(report.worst.accuracy.cosine_min)
+    document = report.to_dict()
+    assert None in [entry["accuracy"]["cosine_min"] for entry in document["checks"]]  # JSON has no NaN
+
+
+@pytest.mark.parametrize("output", ["embedding", "logits"])
+def test_a_reduced_file_is_held_to_each_of_its_own_limits_unless_others_are_given(output: str, reduced: Model):
+    parity, limits = reduced.manifest.parity, limits_of(reduced)
+    assert parity is not None
+    tight = {**limits, output: dataclasses.replace(limits[output], cosine=1 - 1e-12)}
+    manifest = dataclasses.replace(reduced.manifest, parity=dataclasses.replace(parity, limits=tight))
+    report = check_record(reduced.run, manifest, "cpu", (1,))
+    assert {c.output for c in report.checks if not c.passed} == {output}
+    assert check_record(reduced.run, manifest, "cpu", (1,), limits=limits).passed
+    assert not check_record(reduced.run, manifest, "cpu", (1,), limits=FLOAT32_LIMITS).passed
+
+
+def test_probabilities_are_held_to_their_limit_too(reduced: Model):
+    limits = limits_of(reduced)
+    report = check_record(reduced.run, reduced.manifest, "cpu", (1,), limits={**limits, "logits": Nearness(limits["logits"].cosine, 1e-12)})
+    assert {c.output for c in report.checks if not c.passed} == {"logits"}
+
+
+def test_between_two_runs_of_reduced_precision_twice_the_distance_is_allowed(reduced: Model):
+    """A cosine falls with the square of the distance, and so does a divergence."""
+    report = compare(reduced.run, reduced.run, reduced.manifest, ("a", "b"))
+    assert report.passed
+    assert report.worst.error == Error(0.0, 0.0)
+    assert not isinstance(report.limits, Limits)
+    for name, limit in limits_of(reduced).items():
+        assert 1 - report.limits[name].cosine == pytest.approx(4 * (1 - limit.cosine))
+        assert report.limits[name].kl == (None if limit.kl is None else 4 * limit.kl)
+
+
+def test_one_engine_agrees_with_the_other_on_a_file_in_int8(reduced: Model):
+    pytest.importorskip("openvino")
+    other = vit.load(reduced.path, "cpu" if reduced.provider == "openvino" else "openvino")
+    report = compare(reduced.run, other.run, reduced.manifest, (reduced.provider, other.provider))
+    assert report.passed
+    assert report.worst.error.rms > 0  # they are not the same
+    assert {c.provider for c in report.checks} == {f"{other.provider} against {reduced.provider}"}
+
+
+def test_a_changed_file_in_int8_does_not_agree_with_the_one_it_was(reduced: Model, tmp_path: Path):
+    other = with_array(reduced, tmp_path, "blocks.0.attn.v.weight_scale", stretch)
+    for a, b in ((reduced, other), (other, reduced)):
+        assert not compare(a.run, b.run, reduced.manifest, ("a", "b"), (1, 3)).passed
+
+
+@pytest.mark.parametrize(
+    ("cosine", "kl", "limit", "passed"),
+    [
+        (0.99, 0.01, Nearness(0.99, 0.01), True),
+        (0.9899, 0.0, Nearness(0.99, 0.01), False),
+        (1.0, 0.0101, Nearness(0.99, 0.01), False),
+        (1.0, math.inf, Nearness(0.99, None), True),
+        (1.0, None, Nearness(0.99, None), True),
+        (1.0, None, Nearness(0.99, 0.01), False),
+        (math.nan, 0.0, Nearness(-1.0, math.inf), False),
+        (1.0, math.nan, Nearness(-1.0, math.inf), False),
+    ],
+)
+def test_the_verdict_of_reduced_precision_is_on_cosine_and_divergence(cosine: float, kl: float | None, limit: Nearness, passed: bool):
+    """A limit is still good, an error of any size in floors is too; a divergence that is limited has to be there."""
+    near, other = Accuracy(cosine, 1.0, 1.0, 0.0, kl), Nearness(1.0, 0.0)
+    found = judge("cpu", 1, (8, 8), "logits", Error(1.0, 1.0), Error(1e-9, 1e-9), near, {"logits": limit, "embedding": other})
+    assert found.passed is passed
+
+
+def test_the_worst_of_reduced_precision_has_the_least_cosine_and_nan_is_worst():
+    limits = {"x": Nearness(0.5, None)}
+
+    def found(cosine: float) -> Any:
+        return judge("cpu", 1, (8, 8), "x", Error(1 / max(cosine, 0.1), 0.0), Error(1.0, 1.0), Accuracy(cosine, 1.0), limits)
+
+    good, bad, nan = found(0.9), found(0.6), found(math.nan)
+    assert Report(limits, (good, bad)).worst is bad
+    assert Report(limits, (good, nan, bad)).worst is nan
+    assert Report(limits, (good, bad)).passed
+    assert not Report(limits, (good, nan)).passed
+
+
+def test_a_reduced_report_as_data_has_its_limits_by_output(reduced: Model):
+    document = check(reduced, (3,)).to_dict()
+    assert document["passed"] is True
+    assert document["limits"] == {name: {"cosine": limit.cosine, "kl": limit.kl} for name, limit in limits_of(reduced).items()}
+    for entry in document["checks"]:
+        assert entry["accuracy"].keys() == {"cosine_min", "cosine_mean", "top1", "kl_mean", "kl_max"}
+        assert entry["accuracy"]["cosine_min"] <= entry["accuracy"]["cosine_mean"] <= 1
+
+
 # ---- the numbers ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +504,7 @@ def test_the_error_of_nan_or_inf_is_no_number_that_a_limit_admits(bad: float):
         error = measure(np.array(expected), np.array(actual), 1.0)
         assert not math.isfinite(error.rms)
         assert not math.isfinite(error.max)
-        assert not judge("cpu", 1, (8, 8), "x", error, Error(1.0, 1.0), Limits(1e300, 1e300)).passed
+        assert not judge("cpu", 1, (8, 8), "x", error, Error(1.0, 1.0), EQUAL, Limits(1e300, 1e300)).passed
 
 
 def test_arrays_of_different_shapes_are_not_measured():
@@ -342,14 +524,14 @@ def test_the_scale_is_the_root_mean_square_and_one_for_zeros():
     ("rms", "largest", "passed"), [(2.0, 4.0, True), (2.001, 1.0, False), (1.0, 4.001, False), (0.0, 0.0, True), (math.nan, 0.0, False)]
 )
 def test_the_verdict_is_on_both_errors_in_floors_and_a_limit_is_still_good(rms: float, largest: float, passed: bool):
-    found = judge("cpu", 3, (8, 8), "logits", Error(rms * 0.5, largest * 0.25), Error(0.5, 0.25), Limits(2.0, 4.0))
+    found = judge("cpu", 3, (8, 8), "logits", Error(rms * 0.5, largest * 0.25), Error(0.5, 0.25), EQUAL, Limits(2.0, 4.0))
     assert found.passed is passed
     np.testing.assert_equal((found.rms_floors, found.max_floors), (rms, largest))
     assert (found.provider, found.batch_size, found.output) == ("cpu", 3, "logits")
 
 
 def test_a_report_passes_if_there_are_checks_and_all_of_them_passed():
-    good, bad = (judge("cpu", 1, (8, 8), "x", Error(rms, 0.0), Error(1.0, 1.0), Limits(2.0, 4.0)) for rms in (1.0, 3.0))
+    good, bad = (judge("cpu", 1, (8, 8), "x", Error(rms, 0.0), Error(1.0, 1.0), EQUAL, Limits(2.0, 4.0)) for rms in (1.0, 3.0))
     assert Report(Limits(2.0, 4.0), (good,)).passed
     assert not Report(Limits(2.0, 4.0), (good, bad)).passed
     assert not Report(Limits(2.0, 4.0), ()).passed

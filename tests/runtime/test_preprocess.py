@@ -245,11 +245,33 @@ def test_normalize_looks_every_pixel_up_in_its_channels_table() -> None:
         np.testing.assert_array_equal(values[:, channel], ours.table[channel][pixels[..., channel]])
 
 
+def test_what_the_graph_does_itself_is_left_to_it() -> None:
+    """The values are the pixels', 0 to 255, whatever the mean; only type and layout change, and what was resized stays resized."""
+    ours = spec(in_graph=True)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 10, 14, 3), dtype=np.uint8)[:, ::2, ::-1]
+    values = normalize(pixels, ours)
+    assert values.dtype == np.float32
+    assert values.flags.c_contiguous
+    np.testing.assert_array_equal(values, pixels.transpose(0, 3, 1, 2))
+    image = synthetic(50, 40)
+    np.testing.assert_array_equal(preprocess(image, ours), resize_and_crop(image, ours).transpose(2, 0, 1))
+    np.testing.assert_array_equal(resize_and_crop(image, ours), resize_and_crop(image, spec()))
+    np.testing.assert_array_equal(pixel_values([image, image], ours), [preprocess(image, ours)] * 2)
+
+
+def test_grey_pictures_too_are_left_to_the_graph() -> None:
+    """One channel."""
+    ours = spec(color="L", mean=(0.4,), std=(0.3,), in_graph=True)
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(normalize(pixels, ours), np.arange(256).reshape(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
 @pytest.mark.parametrize("pixels", [np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.float32)])
-def test_normalize_refuses_other_shapes_and_dtypes(pixels: Pixels) -> None:
+def test_normalize_refuses_other_shapes_and_dtypes(pixels: Pixels, in_graph: bool) -> None:
     """One picture without a batch, channels first, floats."""
     with pytest.raises(InputError, match=r"expected \(B, H, W, 3\) uint8"):
-        normalize(pixels, spec())
+        normalize(pixels, spec(in_graph=in_graph))
 
 
 def test_a_batch_holds_the_same_numbers_as_its_pictures_one_by_one() -> None:
@@ -285,6 +307,7 @@ GOOD = [
     spec(interpolation="lanczos", crop=(20, 20), rescale=1.0, **CLIP),
     spec(resize=ShortestEdgeResize(256), interpolation="bicubic", crop=(224, 192)),
     spec(resize=CoverResize(40, 60), crop=(32, 48), crop_rounding="half_even", crop_of=(35, 48), color="L", mean=(0.4,), std=(0.3,)),
+    spec(in_graph=True),
 ]
 
 
@@ -312,11 +335,12 @@ def test_the_json_form_is_the_published_one() -> None:
     of = {"height": 35, "width": 48}
     assert GOOD[3].to_dict()["crop"] == {"height": 32, "width": 48, "rounding": "half_even", "of": of}
     assert (GOOD[3].to_dict()["color"], GOOD[3].to_dict()["mean"]) == ("L", [0.4])
+    assert GOOD[4].to_dict() == {**spec().to_dict(), "in_graph": ["rescale", "normalize"]}
 
 
 def test_the_size_that_comes_out_is_known_beforehand() -> None:
     """The crop's where there is one."""
-    assert [ours.output_size for ours in GOOD] == [(224, 384), (20, 20), (224, 192), (32, 48)]
+    assert [ours.output_size for ours in GOOD] == [(224, 384), (20, 20), (224, 192), (32, 48), (24, 32)]
 
 
 BAD: list[tuple[str, object, str]] = [
@@ -364,8 +388,12 @@ BAD: list[tuple[str, object, str]] = [
     ("mean", [10**400, 0, 0], r"mean\[0\] = 1000"),
     ("std", [0.5, 0.0, 0.5], r"std\[1\] = 0.0, expected a finite number other than 0"),
     ("std", [1e-300, 1, 1], "float32"),
-    ("in_graph", ["rescale"], r"in_graph = \['rescale'\], expected \[\]"),
+    ("in_graph", ["rescale"], r"in_graph = \['rescale'\], expected \[\] or \['rescale', 'normalize'\]"),
+    ("in_graph", ["normalize"], r"in_graph = \['normalize'\]"),
+    ("in_graph", ["normalize", "rescale"], r"in_graph = \['normalize', 'rescale'\]"),
+    ("in_graph", ["rescale", "normalize", "resize"], r"in_graph = "),
     ("in_graph", None, "in_graph = None"),
+    ("in_graph", True, "in_graph = True"),
 ]
 
 

@@ -26,8 +26,7 @@ from vit_runtime.providers import (
 )
 from vit_runtime.threads import physical_cores
 
-BUILT = [name for name, provider in PROVIDERS.items() if provider.ort_name in ort.get_available_providers()]
-CPU_WHEEL = "cuda" not in BUILT
+CPU_WHEEL = PROVIDERS["cuda"].ort_name not in ort.get_available_providers()
 TELLS = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 ASK = "from vit_runtime.providers import load_onnxruntime; load_onnxruntime()"
 
@@ -93,9 +92,9 @@ def site(tmp_path):
 # --- the wheel
 
 
-def test_importing_the_providers_loads_neither_onnxruntime_nor_torch(site):
+def test_importing_the_providers_loads_no_engine_and_no_torch(site):
     answer = site.python(
-        "import vit_runtime.providers, vit_runtime.doctor; print({'onnxruntime', 'torch', 'onnx', 'click'} & set(sys.modules))"
+        "import vit_runtime.providers, vit_runtime.doctor; print({'onnxruntime', 'openvino', 'torch', 'onnx', 'click'} & set(sys.modules))"
     )
     assert (answer.stdout, answer.stderr) == ("set()\n", "")
 
@@ -177,16 +176,25 @@ def test_a_provider_is_found_by_its_short_name(name):
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("CUDA", "cuda"), ("tensort", "tensorrt"), ("CUDAExecutionProvider", "cuda"), ("TensorRTExecutionProvider", "tensorrt")],
+    [
+        ("CUDA", "cuda"),
+        ("tensort", "tensorrt"),
+        ("OpenVino", "openvino"),
+        ("CUDAExecutionProvider", "cuda"),
+        ("TensorRTExecutionProvider", "tensorrt"),
+        ("OpenVINOExecutionProvider", "openvino"),
+        ("CPUExecutionProvider", "cpu"),
+    ],
 )
 def test_a_misspelt_provider_is_answered_with_the_nearest(name, meant):
-    with pytest.raises(InputError, match=f"expected one of auto, cpu, cuda, tensorrt; did you mean '{meant}'"):
+    with pytest.raises(InputError, match=f"expected one of auto, cpu, openvino, cuda, tensorrt; did you mean '{meant}'"):
         find_provider(name)
 
 
-def test_a_provider_like_no_other_gets_the_list_alone():
-    with pytest.raises(InputError, match=r"expected one of auto, cpu, cuda, tensorrt$"):
-        find_provider("")
+@pytest.mark.parametrize("name", ["", "ExecutionProvider", "tpu-v5"])
+def test_a_provider_like_no_other_gets_the_list_alone(name):
+    with pytest.raises(InputError, match=r"expected one of auto, cpu, openvino, cuda, tensorrt$"):
+        find_provider(name)
 
 
 # --- probing

@@ -106,14 +106,14 @@ def writing(file: Path) -> Iterator[None]:
         raise MachineError(f"{file} cannot be written ({error.strerror or error}); choose another file or make room") from error
 
 
-def whole_numbers(text: str, what: str) -> list[int]:
-    """ "1,8,32" as numbers of at least 1, each once. Raises: InputError."""
+def whole_numbers(text: str, what: str, once: bool = True) -> list[int]:
+    """ "1,8,32" as numbers of at least 1, each `once`. Raises: InputError."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"got {what} {text!r}, expected whole numbers with commas between them, such as 1,8,32") from error
-    if min(numbers) < 1 or len(set(numbers)) < len(numbers):
-        raise InputError(f"got {what} {text!r}, expected numbers of at least 1, each once")
+    if min(numbers) < 1 or (once and len(set(numbers)) < len(numbers)):
+        raise InputError(f"got {what} {text!r}, expected numbers of at least 1{', each once' if once else ''}")
     return numbers
 
 

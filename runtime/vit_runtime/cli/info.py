@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import click
 
 from vit_runtime.cli.common import Command, Console, output_options, table
-from vit_runtime.manifest import Manifest, read_manifest
+from vit_runtime.manifest import Limits, Manifest, Measured, ReducedLimits, read_manifest
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing
 
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--graph", is_flag=True, help="How many ops of each kind there were before and after each pass, in place of the rest.")
 @output_options
-def main(console: Console, model: Path) -> None:
+def main(console: Console, model: Path, graph: bool) -> None:
     """Say what is in an exported file: input, preprocessing, outputs, where the weights came from, passes, recorded parity.
 
     Example: vit-info vit.onnx --json
@@ -33,7 +35,25 @@ def main(console: Console, model: Path) -> None:
         },
         "manifest": manifest.to_dict(),
     }
-    console.result(document, _text(manifest, file))
+    console.result(document, _graph(manifest, file) if graph else _text(manifest, file))
+
+
+def _graph(manifest: Manifest, file: OnnxFile) -> str:
+    """A column a pass, a row an op; a dot where the pass left the number as it was."""
+    build = manifest.build
+    stages = [("traced", build["traced"]), *((step["name"], step["ops"]) for step in build["passes"])]
+    names = sorted({op for _, ops in stages for op in ops}, key=lambda op: (-stages[-1][1].get(op, 0), -build["traced"].get(op, 0), op))
+    rows = [["", "traced", *(str(number) for number in range(1, len(stages)))]]
+    for op in names:
+        counts = [ops.get(op, 0) for _, ops in stages]
+        changes = ["." if now == before else str(now) for before, now in pairwise(counts)]
+        rows.append([op, str(counts[0]), *changes])
+    rows.append(["nodes", *(str(sum(ops.values())) for _, ops in stages)])
+    floors = [step["floors"] for step in build["passes"]]
+    if any(value is not None for value in floors):
+        rows.append(["error, floors", "", *("" if value is None else f"{value:.2f}" for value in floors)])
+    listed = [f"  {number}  {name}" for number, (name, _) in enumerate(stages) if number]
+    return "\n".join([f"{file.path}, opset {build['opset']}, target {build['target']}, {build['precision']}", table(rows), *listed])
 
 
 def _text(manifest: Manifest, file: OnnxFile) -> str:
@@ -53,7 +73,9 @@ def _text(manifest: Manifest, file: OnnxFile) -> str:
     ]
     rows.append(["labels", _labels(manifest)])
     build = manifest.build
-    rows.append(["graph", f"opset {build['opset']}, target {build['target']}, precision {build['precision']}, {file.nodes} nodes"])
+    split = f", tokens in pieces of {', '.join(map(str, build['token_split']))}" if build["token_split"] else ""
+    rows.append(["graph", f"opset {build['opset']}, target {build['target']}, precision {build['precision']}, {file.nodes} nodes{split}"])
+    rows += [["kept", f"{kept['layer']} in higher precision"] for kept in build["kept"]]
     rows += [["pass", f"{step['name']}: {step['nodes_before']} -> {step['nodes_after']} nodes"] for step in build["passes"]]
     rows.append(["ops", ", ".join(f"{op} {count}" for op, count in file.op_counts.items())])
     rows.append(["tools", ", ".join(f"{name} {version}" for name, version in build["tools"].items() if version)])
@@ -72,7 +94,8 @@ def describe_images(p: Preprocessing) -> str:
     crop = f", crop {p.crop[0]}x{p.crop[1]}" if p.crop else ""
     crop += f" of {p.crop_of[0]}x{p.crop_of[1]}" if p.crop_of else ""
     color = "grey" if p.color == "L" else p.color
-    return f"{color}, {resize} ({p.interpolation}){crop}, / {1 / p.rescale:.6g}, mean {_numbers(p.mean)}, std {_numbers(p.std)}"
+    values = f"/ {1 / p.rescale:.6g}, mean {_numbers(p.mean)}, std {_numbers(p.std)}{' in the graph' if p.in_graph else ''}"
+    return f"{color}, {resize} ({p.interpolation}){crop}, {values}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -98,12 +121,36 @@ def _parity(manifest: Manifest) -> list[str]:
     if manifest.golden is None or manifest.parity is None:
         return ["parity   not verified: exported with --no-verify"]
     limits, golden = manifest.parity.limits, manifest.golden
+    if not isinstance(limits, Limits):
+        return _nearness(manifest, limits)
     allowed = f"at most {limits.rms:g}x (rms) and {limits.max:g}x (largest) PyTorch's own float32 error"
     lines = [f"parity   {golden.images} golden images, {allowed}; at export:"]
     rows = [["provider", "output", "batch", "size", "rms error", "floor", "ratio"]]
     floors = {golden.image_size: golden.floor for golden in manifest.goldens}
     for item in manifest.parity.measured:
         floor = floors[item.image_size][item.output].rms
-        where = [item.provider, item.output, str(item.batch_size), f"{item.image_size[0]}x{item.image_size[1]}"]
-        rows.append([*where, f"{item.error.rms:.1e}", f"{floor:.1e}", f"{item.error.rms / floor:.2f}"])
+        rows.append([*_where(item), f"{item.error.rms:.1e}", f"{floor:.1e}", f"{item.error.rms / floor:.2f}"])
     return [*lines, table(rows, indent="         ")]
+
+
+def _nearness(manifest: Manifest, limits: ReducedLimits) -> list[str]:
+    lines, rows = list[str](), [["provider", "output", "batch", "size", "least cosine", "limit", "largest KL", "limit"]]
+    for item in manifest.parity.measured if manifest.parity else ():
+        if item.nearness is not None:
+            limit = limits[item.output]
+            divergences = [f"{value:.1e}" if value is not None else "" for value in (item.nearness.kl, limit.kl)]
+            rows.append([*_where(item), f"{item.nearness.cosine:.5f}", f"{limit.cosine:.5f}", *divergences])
+    lines = [f"parity   {manifest.golden.images if manifest.golden else 0} golden images; at export:", table(rows, indent="         ")]
+    if (judged := manifest.accuracy) is not None:
+        what = "photographs" if judged.source == "photographs" else "generated images"
+        lines.append(f"accuracy {judged.images} {what} on {judged.provider}, against PyTorch's float32:")
+        rows = [["output", "least cosine", "mean", "same class", "mean KL"]]
+        for name, found in judged.outputs.items():
+            classes = [f"{found.top1:.1%}" if found.top1 is not None else "", f"{found.kl_mean:.1e}" if found.kl_mean is not None else ""]
+            rows.append([name, f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", *classes])
+        lines.append(table(rows, indent="         "))
+    return lines
+
+
+def _where(item: Measured) -> list[str]:
+    return [item.provider, item.output, str(item.batch_size), f"{item.image_size[0]}x{item.image_size[1]}"]

@@ -9,8 +9,9 @@ import click
 
 from vit_runtime.cli.common import Command, Console, output_options, table, whole_numbers
 from vit_runtime.errors import InputError
+from vit_runtime.manifest import Limits, ReducedLimits
 from vit_runtime.model import Model, load
-from vit_runtime.parity import BATCH_SIZES, Report, check_record, compare
+from vit_runtime.parity import BATCH_SIZES, Check, Report, check_record, compare
 
 
 @click.command(cls=Command)
@@ -19,7 +20,7 @@ from vit_runtime.parity import BATCH_SIZES, Report, check_record, compare
     "--providers",
     default="auto",
     show_default=True,
-    help="Which to check, such as cpu,cuda,tensorrt; several are compared with one another too.",
+    help="Which to check, such as cpu,openvino,cuda; several are compared with one another too.",
 )
 @click.option("--batch-sizes", default=",".join(map(str, BATCH_SIZES)), show_default=True, help="The batch sizes to check at.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
@@ -55,15 +56,43 @@ def _check(console: Console, path: Path, names: list[str], sizes: list[int], thr
 
 
 def _text(path: str, reports: list[Report]) -> str:
-    lines = []
+    lines, floors = [], True
     for report in reports:
-        rows = [["output", "batch", "size", "rms error", "in floors", "largest", "in floors", ""]]
-        for c in report.checks:
-            numbers = [f"{c.error.rms:.2e}", f"{c.rms_floors:.2f}", f"{c.error.max:.2e}", f"{c.max_floors:.2f}"]
-            rows.append([c.output, str(c.batch_size), f"{c.image_size[0]}x{c.image_size[1]}", *numbers, "" if c.passed else "FAILED"])
         verdict = "passed" if report.passed else "FAILED"
-        limits = f"limits: {report.limits.rms:g} and {report.limits.max:g} floors"
+        floors = isinstance(report.limits, Limits)
+        limits = _limits(report.limits)
         lines.append(f"{path} on {report.checks[0].provider}: {verdict} ({limits})")
-        lines.append(table(rows))
-    lines.append("A floor is PyTorch's own float32 error against float64; errors are relative to the output's root mean square.")
+        lines.append(table(_floors(report) if floors else _nearness(report)))
+    if floors:
+        lines.append("A floor is PyTorch's own float32 error against float64; errors are relative to the output's root mean square.")
+    else:
+        lines.append("Of reduced precision: each output may be twice as far from float64 PyTorch as it was when the file was made.")
     return "\n".join(lines)
+
+
+def _limits(limits: Limits | ReducedLimits) -> str:
+    if isinstance(limits, Limits):
+        return f"limits: {limits.rms:g} and {limits.max:g} floors"
+    each = [f"{name} {near.cosine:g}" + (f" and KL {near.kl:g}" if near.kl is not None else "") for name, near in limits.items()]
+    return f"least cosine: {', '.join(each)}"
+
+
+def _floors(report: Report) -> list[list[str]]:
+    rows = [["output", "batch", "size", "rms error", "in floors", "largest", "in floors", ""]]
+    for c in report.checks:
+        numbers = [f"{c.error.rms:.2e}", f"{c.rms_floors:.2f}", f"{c.error.max:.2e}", f"{c.max_floors:.2f}"]
+        rows.append([*_where(c), *numbers, "" if c.passed else "FAILED"])
+    return rows
+
+
+def _nearness(report: Report) -> list[list[str]]:
+    rows = [["output", "batch", "size", "least cosine", "mean", "same class", "largest KL", ""]]
+    for c in report.checks:
+        a = c.accuracy
+        classes = [f"{a.top1:.0%}" if a.top1 is not None else "", f"{a.kl_max:.1e}" if a.kl_max is not None else ""]
+        rows.append([*_where(c), f"{a.cosine_min:.5f}", f"{a.cosine_mean:.5f}", *classes, "" if c.passed else "FAILED"])
+    return rows
+
+
+def _where(check: Check) -> list[str]:
+    return [check.output, str(check.batch_size), f"{check.image_size[0]}x{check.image_size[1]}"]

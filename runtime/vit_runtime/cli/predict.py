@@ -22,10 +22,13 @@ from vit_runtime.preprocess import preprocess
 @click.command(cls=Command)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--provider", default="auto", show_default=True, help="cpu, cuda, tensorrt, or auto: the best that works here.")
+@click.option("--provider", default="auto", show_default=True, help="cpu, openvino, cuda, tensorrt, or auto: the best that works here.")
 @click.option("--topk", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name for each image.")
 @click.option("--batch-size", default=BATCH_SIZE, show_default=True, type=click.IntRange(1), help="Images that go through together.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
+@click.option(
+    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where OpenVINO keeps what it compiled, for a faster start."
+)
 @click.option(
     "--embeddings",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -40,7 +43,7 @@ from vit_runtime.preprocess import preprocess
 @output_options
 def main(
     console: Console, model: str, images: tuple[str, ...], provider: str, topk: int, batch_size: int, threads: int | None,
-    embeddings: Path | None, csv_file: Path | None,
+    cache_dir: Path | None, embeddings: Path | None, csv_file: Path | None,
 ) -> None:  # fmt: skip
     """Classify images (files, folders, globs) with an exported file, prepared as its manifest says.
 
@@ -54,7 +57,7 @@ def main(
         if file is not None and not file.resolve().parent.is_dir():
             raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it with `mkdir -p {file.parent}`")
     paths = find_images(images)
-    loaded = load(model, provider, threads)
+    loaded = load(model, provider, threads, cache_dir)
     scores, features = loaded.manifest.class_scores, loaded.manifest.features
     if embeddings is not None and features is None:
         raise InputError(f"{model} {no_features(loaded.manifest, 'write')}")
