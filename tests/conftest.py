@@ -87,6 +87,33 @@ def tiny_projected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_int8(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of `tiny_source` in int8 for onnxruntime on a CPU, verified. Copy it before you change it."""
+    out = tmp_path_factory.mktemp("int8") / "int8.onnx"
+    export(lambda: tiny_source, ExportSpec(out, target="cpu", precision="int8"))
+    out.chmod(0o444)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that `tiny_source` is exported to in int8 for OpenVINO, verified. Copy it before you change it."""
+    out = tmp_path_factory.mktemp("openvino") / "openvino.onnx"
+    export(lambda: tiny_source, ExportSpec(out, target="openvino", precision="int8"))
+    out.chmod(0o444)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino_fp32(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32."""
+    out = tmp_path_factory.mktemp("openvino_fp32") / "openvino_fp32.onnx"
+    export(lambda: tiny_source, ExportSpec(out, target="openvino"))
+    out.chmod(0o444)
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_manifest(tiny_model: Path) -> Manifest:
     """The manifest of `tiny_model`."""
     return read_manifest(tiny_model)[0]

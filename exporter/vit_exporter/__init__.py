@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_exporter.pipeline import ExportReport, ExportSpec, export
+    from vit_exporter.pipeline import ExportReport, export
     from vit_exporter.source import Changes, Source, VerificationError, checkpoint_source, digits_source, random_source
+    from vit_exporter.spec import ExportSpec
 
 __all__ = [
     "Changes",
@@ -26,6 +27,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `vit-export --help` runs without torch, and can say that it is missing."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "pipeline" if name.startswith("Export") or name == "export" else "source"
+    module = {"ExportReport": "pipeline", "export": "pipeline", "ExportSpec": "spec"}.get(name, "source")
     value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return value

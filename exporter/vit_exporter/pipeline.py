@@ -4,82 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-from onnx import defs
 
-from vit_exporter.passes.fold_attention_scale import FoldAttentionScale
-from vit_exporter.passes.fold_layer_scale import FoldLayerScale
-from vit_exporter.passes.fold_prefix_tokens import FoldPrefixTokens
-from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
-from vit_exporter.passes.fuse_attention import FuseAttention
-from vit_exporter.passes.simplify import Simplify
-from vit_exporter.reference import golden_record, other_sizes
+from vit_exporter.describe import build_of, manifest_of
+from vit_exporter.passes.applying import apply, ops
+from vit_exporter.passes.fold_normalization import FoldNormalization
+from vit_exporter.passes.split_tokens import SplitTokens
+from vit_exporter.precision.calibration import ImageSet, load_images
+from vit_exporter.precision.reduce import Judge, Reduced, execution_of, reduce
+from vit_exporter.precision.sensitivity import Budget
+from vit_exporter.precision.speed import advice, times_faster
+from vit_exporter.reference import float32_outputs, golden_record, in_chunks, other_sizes
 from vit_exporter.source import Source, VerificationError
-from vit_exporter.trace import BATCH, INPUT, PATCHES, TOKENS, trace
+from vit_exporter.spec import ExportSpec
+from vit_exporter.targets import TARGETS, Target, check_split
+from vit_exporter.trace import INPUT, trace
+from vit_exporter.verification import ANY_EXACT, PassCheck, check_memory, describe_report, to_parity, verify
 from vit_exporter.writer import ONE_FILE_LIMIT, append_metadata, check_out, staging, weight_bytes, write_model
-from vit_models import ViT, ViTConfig
+from vit_models import ViT
 from vit_models.memory import hand_back
-from vit_runtime.errors import InputError, MachineError
-from vit_runtime.manifest import KEY, Error, Golden, Limits, Manifest, Measured, Output, Parity, read_manifest
-from vit_runtime.memory import available_memory, peak_memory
-from vit_runtime.parity import FLOAT32_LIMITS, Check, Report, check_record
-from vit_runtime.providers import create_session
+from vit_runtime.errors import InputError
+from vit_runtime.manifest import KEY, Golden, Judged, Manifest, read_manifest
+from vit_runtime.memory import peak_memory
+from vit_runtime.obstacle import Obstacle
+from vit_runtime.openvino_engine import find_openvino
+from vit_runtime.parity import Report
+from vit_runtime.preprocess import Preprocessing, normalize
 
-# torch's exporter writes its graphs in opset 18 and later. 18 is the default because it is the oldest of them:
-# LayerNormalization is one op from 17 on, which keeps it exact in reduced precision, nothing that the network needs came later, and
-# every older runtime that can read a newer opset reads this one too.
-MIN_OPSET, DEFAULT_OPSET = 18, 18
-MAX_OPSET = 23  # the newest that torch's exporter is tested with
-
-# In this order: the folds read weights as FoldWeightTransposes leaves them, and what is folded is out of the fusions' way.
-PASSES: tuple[type[ir.passes.PassBase], ...] = (
-    Simplify,
-    FoldWeightTransposes,
-    FoldPrefixTokens,
-    FoldLayerScale,
-    FoldAttentionScale,
-    FuseAttention,
-)
-
-MEANINGS = {
-    "logits": "unnormalised score of each class; softmax gives probabilities",
-    "embedding": "image representation, the head's input",
-    "tokens": "final state of every token after the last norm, class token first",
-    "attention": "attention of the last block's class token to each patch, by head, row by row",
-}
-
-
-@dataclass(frozen=True)
-class ExportSpec:
-    """How to export. `out` ends in .onnx; `external_data` puts the weights beside it even below 2 GB.
-
-    Raises: InputError for an opset that the exporter does not write.
-    """
-
-    out: Path
-    opset: int = DEFAULT_OPSET
-    simplify: bool = True
-    verify: bool = True
-    external_data: bool = False
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        newest = min(MAX_OPSET, defs.onnx_opset_version())
-        why = f"{newest} is the newest that torch's exporter is tested with"
-        if self.opset < MIN_OPSET:
-            why = "torch's exporter starts at 18, and LayerNormalization as one op at 17"
-        if not MIN_OPSET <= self.opset <= newest:
-            raise InputError(f"got opset {self.opset}, expected {MIN_OPSET} to {newest}: {why}; leave --opset out for {DEFAULT_OPSET}")
+Tell = Callable[[str, str, bool], None]
 
 
 @dataclass(frozen=True)
@@ -116,87 +77,99 @@ class ExportReport:
 
 
 class Steps:
-    """Times the steps of an export and tells them to whoever watches: (name, detail), the detail empty when a step starts."""
+    """Times the steps of an export and tells them to whoever watches: (name, detail, done), the detail empty when a step starts."""
 
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, tell: Tell) -> None:
         self.tell, self.done = tell, list[tuple[str, float]]()
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
         """Inside the block, append the detail that is told at its end."""
-        self.tell(name, "")
+        self.tell(name, "", False)
         detail, start = list[str](), time.perf_counter()
         yield detail
         seconds = time.perf_counter() - start
         self.done.append((name, seconds))
-        self.tell(name, f"{', '.join(detail)} ({seconds:.1f} s)")
+        self.tell(name, f"{', '.join(detail)} ({seconds:.1f} s)", True)
 
 
-def export(
-    make_source: Callable[[], Source], spec: ExportSpec, tell: Callable[[str, str], None] = lambda name, detail: None
-) -> ExportReport:
+def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lambda name, detail, done: None) -> ExportReport:
     """Write the network to `spec.out` as an ONNX file with a manifest, verified against float64 PyTorch.
 
     `make_source` builds the network: it is called here, and let go before the file is verified, so that the weights are not held twice.
     Raises: VerificationError; InputError, MachineError and the errors of vit_models for what cannot be exported.
     Same call, same bytes.
     """
-    start, steps = time.perf_counter(), Steps(tell)
+    start, steps, target = time.perf_counter(), Steps(tell), TARGETS[spec.target]
     check_out(spec.out, spec.force)
     with steps.step("build") as detail:
         source = make_source()
         detail.append(source.describe())
-    if spec.verify:
-        check_memory(source.model.config)
+    _check_network(source.model, spec, target)
+    images = load_images(spec.calibrate, source.preprocessing) if spec.reduced else None  # a folder that is none is told before the work
+    goldens = list[Golden]()
+    if spec.verify_passes:
+        source.fill()
+        goldens = _references(source, steps)
     with steps.step("trace") as detail:
-        graph = trace(source.model, spec.opset, source.read)
-        nodes_before = len(graph.graph)
-        detail.append(f"opset {spec.opset}, {nodes_before} nodes")
-    passes = [make() for make in PASSES] if spec.simplify else []
+        graph = trace(source.model, spec.written_opset, source.read)
+        traced, nodes_before = ops(graph), len(graph.graph)
+        detail.append(f"opset {spec.written_opset}, {nodes_before} nodes")
     with steps.step("simplify") as detail:
-        graph, applied = _apply(graph, passes)
-        detail.append(f"{nodes_before} -> {len(graph.graph)} nodes" if passes else "left out")
-    nodes_after = len(graph.graph)
+        check = PassCheck(_with_goldens(manifest_of(source, source.preprocessing), goldens)) if goldens else None
+        passes = target.passes(source.preprocessing, spec.precision) if spec.simplify else []
+        graph, applied = apply(graph, passes, check)
+        detail.append(f"{nodes_before} -> {len(graph.graph)} nodes" if applied else "left out")
     gc.collect()
     hand_back()
-    if spec.verify or source.read is None:  # else the weights are read one at a time, while they are written
-        source.fill()
-    golden: Golden | None = None
-    golden_sizes: tuple[Golden, ...] = ()
+    if not spec.verify_passes and (spec.verify or source.read is None or spec.precision == "int8-static"):
+        source.fill()  # else the weights are read one at a time, while they are written
     if spec.verify:
-        with steps.step("reference") as detail:
-            golden = golden_record(source.model, source.preprocessing)
-            detail.append(f"float64 PyTorch on {golden.images} golden images")
-            if source.model.dynamic_size:
-                sizes = other_sizes(source.model.config)
-                golden_sizes = tuple(golden_record(source.model, source.preprocessing, size) for size in sizes)
-                detail.append(f"and at {len(sizes)} other sizes")
-    notes, checkpoint = source.notes, source.checkpoint
-    if source.proof is not None and spec.verify:
-        with steps.step("prove") as detail:
-            checkpoint = {**checkpoint, "proof": source.proof()}
-            detail.append(checkpoint["proof"])
-    elif source.proof is not None:
-        notes = (*notes, "recovered from a graph and not proven against it (--no-verify)")
-    manifest = dataclasses.replace(_manifest(source, graph, spec, applied), checkpoint=checkpoint, golden=golden, golden_sizes=golden_sizes)
-    needed = weight_bytes(graph)
-    external = spec.external_data or needed > ONE_FILE_LIMIT
-    with staging(spec.out, spec.force, needed) as staged:
-        with steps.step("write") as detail:
-            write_model(staged, graph, external)
-            detail.append(f"{needed / 1e6:.1f} MB of weights{' in a file beside it' if external else ''}")
-        del source, graph
-        gc.collect()
-        report = None
-        if spec.verify:
-            with steps.step("verify") as detail:
-                report = _verify(staged, manifest)
-                detail.append(
-                    f"worst {report.worst.rms_floors:.2f}x PyTorch's own float32 error, at batch sizes {', '.join(_sizes(report))}"
-                )
-            manifest = dataclasses.replace(manifest, parity=_parity(report))
-        append_metadata(staged, KEY, manifest.to_json())
-        read_manifest(staged)
+        goldens = goldens or _references(source, steps)
+    notes, checkpoint = _prove(source, spec, steps)
+    prepared = dataclasses.replace(
+        source.preprocessing, in_graph=any(isinstance(each, FoldNormalization) and each.folded for each in passes)
+    )
+    execution = execution_of(target, spec.precision, math.gcd(source.model.config.embed_dim, source.model.config.mlp_dim))
+    manifest = dataclasses.replace(_with_goldens(manifest_of(source, prepared, execution), goldens), checkpoint=checkpoint)
+    provider = target.provider
+    if provider == "openvino" and spec.verify and isinstance(find_openvino(), Obstacle):
+        provider = "cpu"
+        notes = (*notes, "OpenVINO is not installed here, so onnxruntime verified the file; pip install 'vit-deploy[openvino]'")
+    reduced, judge = Reduced(graph, (), ()), None
+    with ExitStack() as stack:
+        exact = Path(stack.enter_context(tempfile.TemporaryDirectory()), "exact.onnx")
+        if images is not None:
+            if spec.verify or spec.precision == "int8-static":  # else nothing looks at them
+                notes = (*notes, *images.notes)
+            if spec.verify:
+                _check_exact(exact, graph, manifest, spec, provider, steps)
+            reduced, judge = _reduce(graph, source, images, manifest, spec, provider, steps)
+        graph, split = apply(reduced.graph, _split(spec))
+        manifest = dataclasses.replace(manifest, build=build_of(spec, traced, [*applied, *reduced.passes, *split], reduced.kept, images))
+        nodes_after, needed = len(graph.graph), weight_bytes(graph)
+        external = spec.external_data or needed > ONE_FILE_LIMIT
+        with staging(spec.out, spec.force, needed) as staged:
+            with steps.step("write") as detail:
+                write_model(staged, graph, external)
+                detail.append(f"{needed / 1e6:.1f} MB of weights{' in a file beside it' if external else ''}")
+            del source, graph, reduced
+            gc.collect()
+            report = None
+            if spec.verify:
+                with steps.step("verify") as detail:
+                    report = verify(staged, manifest, provider, spec.reduced)
+                    judged = _judged(staged, judge, images, spec) if judge is not None and images is not None else None
+                    manifest = dataclasses.replace(manifest, parity=to_parity(report), accuracy=judged)
+                    detail.append(describe_report(report))
+            append_metadata(staged, KEY, manifest.to_json())
+            read_manifest(staged)
+            if spec.compare_speed and exact.exists():
+                with steps.step("compare") as detail:
+                    faster = times_faster(exact, staged, provider, manifest)
+                    detail.append(f"{faster:.2f} times as fast as in float32")
+                    told = advice(spec.precision, faster, staged.stat().st_size, exact.stat().st_size)
+                    notes = (*notes, told) if told else notes
     _, file = read_manifest(spec.out)
     seconds = time.perf_counter() - start
     return ExportReport(
@@ -214,117 +187,93 @@ def export(
     )
 
 
-def check_memory(config: ViTConfig) -> None:
-    """Whether this machine can verify such a network: attention over very long sequences outgrows any weights.
-
-    The largest states are one block's attention, twice (scores and softmax): float64 for the reference's 4 images at a time, float32
-    for a batch of 7. Raises: MachineError.
-    """
-    needed, available = 2 * config.num_heads * config.num_tokens**2 * max(4 * 8, 7 * 4), available_memory()
-    if available is not None and needed > available:
-        what = f"verifying a network of {config.num_tokens} tokens takes about {needed / 1e9:.0f} GB"
-        raise MachineError(f"{what}, this machine has {available / 1e9:.0f} GB available; use a smaller --img-size, or --no-verify")
+def _check_network(model: ViT, spec: ExportSpec, target: Target) -> None:
+    """Raises: InputError for options that this network is not for, MachineError where verifying it takes more memory than there is."""
+    check_split(target, spec.token_split, model.config.num_tokens)
+    if model.dynamic_size and (spec.token_split or spec.precision == "int8-static"):
+        raise InputError("got a free image size with --token-split or int8-static, which are for one size; give --img-size instead")
+    if spec.verify:
+        check_memory(model.config)
 
 
-def _apply(graph: ir.Model, passes: Sequence[ir.passes.PassBase]) -> tuple[ir.Model, list[dict[str, Any]]]:
-    applied = []
-    for graph_pass in passes:
-        before = len(graph.graph)
-        graph = graph_pass(graph).model
-        applied.append({"name": type(graph_pass).__name__, "nodes_before": before, "nodes_after": len(graph.graph)})
-    return graph, applied
+def _references(source: Source, steps: Steps) -> list[Golden]:
+    """What float64 PyTorch computes, at the network's own size first."""
+    with steps.step("reference") as detail:
+        goldens = [golden_record(source.model, source.preprocessing)]
+        detail.append(f"float64 PyTorch on {goldens[0].images} golden images")
+        if source.model.dynamic_size:
+            goldens += [golden_record(source.model, source.preprocessing, size) for size in other_sizes(source.model.config)]
+            detail.append(f"and at {len(goldens) - 1} other sizes")
+    return goldens
 
 
-def _verify(path: Path, manifest: Manifest) -> Report:
-    session, provider = create_session(path, "cpu")
-    names = [output.name for output in manifest.outputs]
-
-    def run(batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        values: list[Any] = list(session.run(names, {INPUT: batch}))
-        return dict(zip(names, values, strict=True))
-
-    report = check_record(run, manifest, provider, limits=FLOAT32_LIMITS)
-    if not report.passed:
-        worst = next(check for check in report.checks if not check.passed)
-        size = f" of {worst.image_size[0]}x{worst.image_size[1]}" if manifest.golden_sizes else ""
-        where = f"{worst.output} at batch size {worst.batch_size}{size} {_fault(worst, report.limits)}"
-        raise VerificationError(f"the graph does not compute what PyTorch computes: {where}; nothing was written")
-    return report
+def _with_goldens(manifest: Manifest, goldens: Sequence[Golden]) -> Manifest:
+    return dataclasses.replace(manifest, golden=goldens[0] if goldens else None, golden_sizes=tuple(goldens[1:]))
 
 
-def _fault(check: Check, limits: Limits) -> str:
-    if not np.isfinite(check.rms_floors):
-        return "holds NaN or Inf, or PyTorch's own outputs do"
-    found, limit, what = (
-        (check.rms_floors, limits.rms, "") if check.rms_floors > limits.rms else (check.max_floors, limits.max, " at worst")
-    )
-    return f"is off by {found:.3g}x PyTorch's own float32 error{what}, expected at most {limit:g}x"
+def _prove(source: Source, spec: ExportSpec, steps: Steps) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What the user should hear, and what the manifest says of the checkpoint, after proving what can be proven of it."""
+    if source.proof is None:
+        return source.notes, source.checkpoint
+    if not spec.verify:
+        return (*source.notes, "recovered from a graph and not proven against it (--no-verify)"), source.checkpoint
+    with steps.step("prove") as detail:
+        proof = source.proof()
+        detail.append(proof)
+    return source.notes, {**source.checkpoint, "proof": proof}
 
 
-def _parity(report: Report) -> Parity:
-    def rounded(value: float) -> float:
-        return float(f"{value:.2g}")
-
-    measured = tuple(
-        Measured(c.provider, c.batch_size, c.output, Error(rounded(c.error.rms), rounded(c.error.max)), c.image_size) for c in report.checks
-    )
-    return Parity(report.limits, measured)
+def _split(spec: ExportSpec) -> list[ir.passes.PassBase]:
+    return [SplitTokens(spec.token_split)] if spec.token_split else []
 
 
-def _sizes(report: Report) -> list[str]:
-    return list(dict.fromkeys(str(check.batch_size) for check in report.checks))
+def _check_exact(path: Path, graph: ir.Model, manifest: Manifest, spec: ExportSpec, provider: str, steps: Steps) -> None:
+    """Write the graph to `path` and verify it as it is, before it loses precision."""
+    with steps.step("check") as detail:
+        graph, _ = apply(graph.clone(), _split(spec))
+        write_model(path, graph, external=weight_bytes(graph) > ONE_FILE_LIMIT)
+        report = verify(path, dataclasses.replace(manifest, execution=ANY_EXACT), provider, reduced=False)
+        detail.append(f"in float32: {describe_report(report)}")
 
 
-def _manifest(source: Source, graph: ir.Model, spec: ExportSpec, passes: list[dict[str, Any]]) -> Manifest:
-    model = source.model
-    outputs = tuple(Output(name, "float32", (BATCH, *_shape(model, name)), _meaning(model.config, name)) for name in model.outputs)
-    build = {
-        "opset": spec.opset,
-        "target": "portable",
-        "precision": "fp32",
-        "passes": passes,
-        "tools": {name: _version(name) for name in ("vit-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")},
-    }
-    config = {**dataclasses.asdict(model.config), "img_size": list(model.config.img_size)}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Manifest(
-        model={"arch": source.arch, "parameters": parameters, **config},
-        checkpoint=source.checkpoint,
-        input_name=INPUT,
-        image_size=model.config.img_size,
-        preprocessing=source.preprocessing,
-        outputs=outputs,
-        labels=source.labels,
-        build=build,
-        golden=None,
-        parity=None,
-        multiple_of=model.config.patch_size if model.dynamic_size else None,
-    )
+def _reduce(
+    graph: ir.Model, source: Source, images: ImageSet, manifest: Manifest, spec: ExportSpec, provider: str, steps: Steps
+) -> tuple[Reduced, Judge | None]:
+    """The graph in reduced precision, and what judges the file."""
+    judges, budget = None, Budget(spec.max_drop) if spec.max_drop is not None else None
+    with steps.step("reduce") as detail:
+        prepared = manifest.preprocessing
+        if spec.verify:
+            judges = _judges(source, images, prepared, provider, manifest)
+        calibrate = normalize(images.calibrate, prepared)
+        target, tell = TARGETS[spec.target], steps.tell
+        reduced = reduce(graph, target, spec.precision, calibrate, spec.keep, judges, budget, lambda text: tell("reduce", text, False))
+        detail.append(
+            f"{spec.precision}, {len(reduced.graph.graph)} nodes" + (f", {len(reduced.kept)} layers kept" if budget or reduced.kept else "")
+        )
+    return reduced, judges[1] if judges else None
 
 
-def _meaning(config: ViTConfig, output: str) -> str:
-    if output == "logits" and config.projection:
-        return "image representation in the space that images and texts share, not normalised"
-    return MEANINGS[output]
+def _judges(source: Source, images: ImageSet, prepared: Preprocessing, provider: str, manifest: Manifest) -> tuple[Judge, Judge]:
+    """What holds a graph against PyTorch's float32 on the images that calibrate, and on those that judge."""
+    made = []
+    for pixels in (images.calibrate, images.judge):
+        expected = in_chunks(float32_outputs, source.model, normalize(pixels, source.preprocessing))
+        kept = {name: values for name, values in expected.items() if name in ("logits", "embedding")} or expected
+        made.append(Judge(provider, manifest.execution, normalize(pixels, prepared), kept, manifest.class_scores))
+    return made[0], made[1]
 
 
-def _shape(model: ViT, output: str) -> tuple[int | str, ...]:
-    config = model.config
-    tokens, patches = (TOKENS, PATCHES) if model.dynamic_size else (config.num_tokens, config.num_patches)
-    shapes: dict[str, tuple[int | str, ...]] = {
-        "logits": (config.num_classes,),
-        "embedding": (config.embedding_dim,),
-        "tokens": (tokens, config.embed_dim),
-        "attention": (config.num_heads, patches),
-    }
-    return shapes[output]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _judged(path: Path, judge: Judge, images: ImageSet, spec: ExportSpec) -> Judged:
+    """The finished file's accuracy. Raises: VerificationError where it is beyond the budget."""
+    found = judge.of_file(path, INPUT)
+    if spec.max_drop is not None and not Budget(spec.max_drop).within(found):
+        worst = min(found.values(), key=lambda each: each.cosine_min)
+        raise VerificationError(
+            f"even with every layer kept the cosine falls to {worst.cosine_min:.4f} on other images, beyond --max-drop {spec.max_drop:g}; "
+            "nothing was written"
+        )
+    return Judged(judge.provider, images.source, len(judge.pixel_values), found)
 
 
 def _without_golden(manifest: Manifest) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def golden_record(model: ViT, preprocessing: Preprocessing, image_size: tuple[in
     inputs = normalize(images, preprocessing)
     measured = copy.copy(model)  # the same modules, whatever they are
     measured.outputs = (*model.outputs, *{"embedding"}.difference(model.outputs))
-    exact, single = (_in_chunks(outputs, measured, inputs) for outputs in (float64_outputs, float32_outputs))
+    exact, single = (in_chunks(outputs, measured, inputs) for outputs in (float64_outputs, float32_outputs))
     expected, projected, floor = {}, {}, {}
     for name in measured.outputs:
         truth, ours = exact[name], single[name].astype(np.float64)
@@ -99,7 +99,7 @@ def other_sizes(config: ViTConfig) -> list[tuple[int, int]]:
     return [(down * patch, across * patch) for down, across in grids]
 
 
-def _in_chunks(
+def in_chunks(
     outputs: Callable[..., dict[str, npt.NDArray[Any]]], model: ViT, inputs: npt.NDArray[np.float32]
 ) -> dict[str, npt.NDArray[Any]]:
     """The outputs of a few images at a time, which is as fast and keeps the states of the rest out of memory."""

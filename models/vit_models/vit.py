@@ -160,7 +160,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         if self.gated:
-            gate, value = x.chunk(2, dim=-1)  # SwiGLU (Shazeer 2020, eq. 6)
+            half = x.shape[-1] // 2
+            gate, value = x.narrow(-1, 0, half), x.narrow(-1, half, half)  # SwiGLU (Shazeer 2020, eq. 6)
             x = activate(gate, self.activation) * value
         else:
             x = activate(x, self.activation)

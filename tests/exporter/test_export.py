@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 import vit_exporter
 from vit_exporter import ExportReport, ExportSpec, Source, VerificationError, export
-from vit_exporter.pipeline import MAX_OPSET, MIN_OPSET
 from vit_exporter.reference import UNIT_ROUNDOFF, float32_outputs, float64_outputs
+from vit_exporter.spec import MAX_OPSET, MIN_OPSET
 from vit_models import OUTPUT_NAMES, Rope, ViT, ViTConfig, init_weights
+from vit_runtime.accuracy import accuracy
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Error, read_manifest
 from vit_runtime.parity import FLOAT32_LIMITS, check_record, judge, measure, scale_of
@@ -151,7 +152,9 @@ def test_random_images_give_what_float64_pytorch_gives_at_every_batch_size(expor
             assert (found.dtype, found.shape) == (np.float32, truth[name].shape)
             floor = measure(truth[name], single[name], scale)
             floor = Error(max(floor.rms, UNIT_ROUNDOFF), max(floor.max, UNIT_ROUNDOFF))
-            check = judge("cpu", batch_size, model.config.img_size, name, measure(truth[name], found, scale), floor, FLOAT32_LIMITS)
+            near = accuracy(truth[name], found, scores=name == "logits")
+            error = measure(truth[name], found, scale)
+            check = judge("cpu", batch_size, model.config.img_size, name, error, floor, near, FLOAT32_LIMITS)
             assert check.passed, check
 
 
@@ -179,7 +182,8 @@ def test_a_free_size_is_right_at_every_size(exported):
             scale = scale_of(truth[name])
             floor = measure(truth[name], single[name], scale)
             floor = Error(max(floor.rms, UNIT_ROUNDOFF), max(floor.max, UNIT_ROUNDOFF))
-            check = judge("cpu", 24, size, name, measure(truth[name], found, scale), floor, FLOAT32_LIMITS)
+            near = accuracy(truth[name], found, scores=name == "logits")
+            check = judge("cpu", 24, size, name, measure(truth[name], found, scale), floor, near, FLOAT32_LIMITS)
             assert check.passed, (size, check)
 
 
@@ -347,7 +351,7 @@ def test_the_network_is_let_go_before_the_file_is_verified(tmp_path):
         made.append(weakref.ref(model))
         return source_of(model)
 
-    export(make, ExportSpec(tmp_path / "vit.onnx"), lambda name, detail: alive.update({name: made and made[0]() is not None}))
+    export(make, ExportSpec(tmp_path / "vit.onnx"), lambda name, detail, done: alive.update({name: made and made[0]() is not None}))
     assert alive["reference"]
     assert not alive["verify"]
 

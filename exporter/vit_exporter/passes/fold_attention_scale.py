@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vit_exporter.passes.matching import (
     Linear,
@@ -50,6 +51,8 @@ class FoldAttentionScale(ir.passes.InPlacePass):
                     for product in products:
                         bypass(model.graph, product, next(value for value, other in operands(product) if scalar(other) == factor))
                     modified = True
+        if modified:
+            RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
 
 

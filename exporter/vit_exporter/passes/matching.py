@@ -17,6 +17,11 @@ import onnx_ir as ir
 
 Numbers = npt.NDArray[Any]
 
+# What computes each number of its output from the numbers of its inputs in the same place.
+ELEMENTWISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Neg", "Sqrt", "Erf", "Gelu", "Sigmoid", "Tanh", "Relu", "Cast", "Identity"}
+)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -26,6 +31,15 @@ class Linear:
     bias: ir.Value
     sum: ir.Value
     width: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer, what it reads, and its product without the bias."""
+
+    source: ir.Value
+    product: ir.Value
+    linear: Linear
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,17 @@ def linear_of(add: ir.Node | None) -> Linear | None:
         if weight is not None and shape is not None and len(shape) == 2 and sizes(_own(bias)) == shape[1:]:
             return Linear(weight, bias, add.outputs[0], shape[1])
     return None
+
+
+def layer_of(add: ir.Node | None) -> Layer | None:
+    """The linear layer that this Add ends, with what it reads."""
+    linear = linear_of(add)
+    if linear is None or add is None:
+        return None
+    product = next(value for value in add.inputs if value is not None and value is not linear.bias)
+    matmul = made_by(product, "MatMul")
+    source = matmul.inputs[0] if matmul is not None else None
+    return Layer(source, product, linear) if source is not None else None
 
 
 def packed_of(transpose: ir.Node | None) -> Packed | None:

@@ -12,9 +12,13 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
+from vit_exporter.passes.matching import constant
+
+FAR_AWAY = (1 << 63) - 1  # how torch says that a slice has no end
+
 
 class Simplify(ir.passes.FunctionalPass):
-    """Fold constants, make shapes static where only the batch is free, remove copies, unused and repeated nodes.
+    """Fold constants, make shapes static where only the batch is free, remove copies, whole slices, unused and repeated nodes.
 
     onnxsim's own optimisers are left out: they turn MatMul + Add into Reshape + Gemm + Reshape, which is
     no faster and hides the linear layers from later passes. Weights are not handed to it: they stand in as graph inputs,
@@ -38,6 +42,7 @@ class Simplify(ir.passes.FunctionalPass):
             IdentityEliminationPass(),
             RemoveUnusedNodesPass(),
             LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            _WholeSliceElimination(),
             DeduplicateInitializersPass(),
             CommonSubexpressionEliminationPass(),
             RemoveUnusedNodesPass(),
@@ -46,6 +51,29 @@ class Simplify(ir.passes.FunctionalPass):
         simple = ir.from_proto(_checked(ir.to_proto(simple)))
         _inputs_to_weights(simple, weights)
         return ir.passes.PassResult(simple, modified=len(simple.graph) != before)
+
+
+class _WholeSliceElimination(ir.passes.InPlacePass):
+    """Remove each Slice that takes everything, as torch writes one for every axis before the one that is cut."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in tuple(model.graph):
+            value = _taken_whole(node)
+            if value is not None and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(value)
+                model.graph.remove(node, safe=True)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _taken_whole(node: ir.Node) -> ir.Value | None:
+    """What a Slice takes, if it takes all of it."""
+    bounds = [constant(value) for value in node.inputs[1:]]
+    if (node.domain, node.op_type) != ("", "Slice") or len(bounds) < 2 or any(bound is None for bound in bounds):
+        return None
+    starts, ends, *more = ({int(number) for number in bound.numpy().reshape(-1)} for bound in bounds if bound is not None)
+    return node.inputs[0] if starts == {0} and ends == {FAR_AWAY} and more[1:] in ([], [{1}]) else None
 
 
 def is_weight(value: ir.Value) -> bool:

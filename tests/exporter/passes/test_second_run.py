@@ -8,9 +8,10 @@ import pytest
 from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
 from vit_exporter.passes.name_by_module import NameByModule
 from vit_exporter.passes.simplify import Simplify
-from vit_exporter.pipeline import PASSES
+from vit_exporter.targets import TARGETS
 from vit_exporter.trace import trace
 from vit_models import OUTPUT_NAMES, ViT, ViTConfig, init_weights
+from vit_runtime.preprocess import Preprocessing
 
 TINY = ViTConfig(img_size=(16, 16), patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_dim=24, num_classes=3)
 
@@ -27,14 +28,25 @@ def test_a_second_run_changes_nothing(graph_pass):
     assert ir.to_proto(second.model).SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23])
-def test_after_all_passes_there_is_nothing_left_for_any(opset):
-    model = trace(init_weights(ViT(dataclasses.replace(TINY, layer_scale=True), OUTPUT_NAMES)), opset)
-    acted = set()
-    for make in PASSES:
-        result = make()(model)
+# What has nothing to do: torch's exporter writes Gelu itself where there is one, and attention is one op from opset 23 on.
+@pytest.mark.parametrize(
+    ("target", "opset", "outputs", "idle"),
+    [
+        ("portable", 18, OUTPUT_NAMES, {"FuseAttention"}),
+        ("portable", 20, OUTPUT_NAMES, {"FuseAttention"}),
+        ("portable", 23, OUTPUT_NAMES, set()),
+        ("cpu", 18, OUTPUT_NAMES, {"PruneLastBlock"}),
+        ("cpu", 20, ("logits",), set()),
+        ("openvino", 20, ("logits", "embedding"), set()),
+    ],
+)
+def test_after_all_passes_there_is_nothing_left_for_any(target, opset, outputs, idle):
+    model = trace(init_weights(ViT(dataclasses.replace(TINY, layer_scale=True), outputs)), opset)
+    passes, acted = TARGETS[target].passes(Preprocessing.paper(16, 16)), set()
+    for graph_pass in passes:
+        result = graph_pass(model)
         model = result.model
-        acted |= {make.__name__} if result.modified else set()
-    # torch's exporter writes Gelu itself where there is one.
-    assert acted == {make.__name__ for make in PASSES} - ({"FuseAttention"} if opset < 23 else set())
-    assert not [make.__name__ for make in PASSES if make()(model).modified]
+        acted |= {type(graph_pass).__name__} if result.modified else set()
+    names = [type(graph_pass).__name__ for graph_pass in passes]
+    assert acted == set(names) - idle
+    assert not [type(graph_pass).__name__ for graph_pass in passes if graph_pass(model).modified]

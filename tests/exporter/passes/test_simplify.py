@@ -19,6 +19,31 @@ CLUTTER = f"""{HEAD}(float[batch, 2, 3] out) <int64[1] zero = {{0}}, int64[1] tw
 TWICE = f"{HEAD}(float[batch, 6] out) {{ a = Exp(x)  b = Exp(x)  out = Add(a, b) }}"
 LINEAR = f"""{MAIN} (float[batch, 6] x, float[4, 6] weight, float[4] bias) => (float[batch, 4] out)
 {{ turned = Transpose<perm = [1, 0]>(weight)  product = MatMul(x, turned)  out = Add(product, bias) }}"""
+# Slices with the bounds that torch writes where there is none, in front of one that cuts.
+SLICES = f"""{HEAD}(float[batch, width] out) <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] minus = {{-1}},
+ int64[1] four = {{4}}, int64[1] six = {{6}}, int64[2] zeros = {{0, 0}}, int64[2] mixed = {{0, 1}}, int64[2] axes = {{0, 1}},
+ int64[2] ones = {{1, 1}}, int64[2] steps = {{1, 2}}, int64[1] far = {{9223372036854775807}},
+ int64[2] fars = {{9223372036854775807, 9223372036854775807}}, int64[2] nearer = {{9223372036854775807, 4}}>
+{{ SLICE  out = Neg(y) }}"""
+WHOLE = {
+    "one axis": "y = Slice(x, zero, far, one, one)",
+    "without steps": "y = Slice(x, zero, far, one)",
+    "without axes": "y = Slice(x, zeros, fars)",
+    "two axes": "y = Slice(x, zeros, fars, axes, ones)",
+    "one behind the other": "a = Slice(x, zero, far, zero, one)  y = Slice(a, zero, far, one, one)",
+    "of another node": "a = Exp(x)  y = Slice(a, zero, far, minus, one)",
+}
+CUT = {
+    "from one on": "y = Slice(x, one, far, one, one)",
+    "from the last on": "y = Slice(x, minus, far, one, one)",
+    "up to four": "y = Slice(x, zero, four, one, one)",
+    "up to the last": "y = Slice(x, zero, minus, one, one)",
+    "in steps of two": "y = Slice(x, zero, far, one, two)",
+    "one of two axes from one on": "y = Slice(x, mixed, fars, axes, ones)",
+    "one of two axes up to four": "y = Slice(x, zeros, nearer, axes, ones)",
+    "one of two axes in steps of two": "y = Slice(x, zeros, fars, axes, steps)",
+    "from where it is computed": "s = Shape<start = 0, end = 1>(x)  a = Sub(s, one)  y = Slice(x, a, far, zero, one)",
+}
 WRONG = f"{MAIN} (float[batch, 6] x, float[4, 5] weight) => (float[batch, 5] out) {{ out = MatMul(x, weight) }}"
 
 
@@ -75,6 +100,38 @@ def test_the_given_model_is_left_as_it_was():
     Simplify()(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     np.testing.assert_array_equal(run(model, 3), numbers)
+
+
+@pytest.mark.parametrize("nodes", WHOLE.values(), ids=WHOLE)
+def test_a_slice_that_takes_everything_is_dropped(nodes):
+    model = ir.from_onnx_text(SLICES.replace("SLICE", nodes))
+    result = Simplify()(model)
+    assert result.modified
+    assert ops(result.model) == Counter(Neg=1, Exp=nodes.count("Exp"))
+    np.testing.assert_array_equal(run(result.model, 3), run(model, 3))  # numbers are only moved
+
+
+@pytest.mark.parametrize("nodes", CUT.values(), ids=CUT)
+def test_a_slice_that_leaves_something_out_stays(nodes):
+    model = ir.from_onnx_text(SLICES.replace("SLICE", nodes))
+    simple = Simplify()(model).model
+    assert ops(simple)["Slice"] == 1
+    np.testing.assert_array_equal(run(simple, 3), run(model, 3))  # numbers are only moved
+
+
+def test_a_whole_slice_in_front_of_one_that_cuts_is_dropped_alone():
+    model = ir.from_onnx_text(SLICES.replace("SLICE", "a = Slice(x, zero, far, zero, one)  y = Slice(a, zero, four, one, one)"))
+    simple = Simplify()(model).model
+    assert ops(simple) == {"Slice": 1, "Neg": 1}
+    assert simple.graph[0].inputs[0].name == "x"
+    np.testing.assert_array_equal(run(simple, 3), run(model, 3))  # numbers are only moved
+
+
+def test_a_whole_slice_that_leaves_the_graph_stays():
+    model = ir.from_onnx_text(SLICES.replace("SLICE  out = Neg(y)", "out = Slice(x, zero, far, one, one)"))
+    simple = Simplify()(model).model
+    assert ops(simple) == {"Slice": 1}
+    np.testing.assert_array_equal(run(simple, 3), run(model, 3))  # numbers are only moved
 
 
 def test_no_weight_is_read():
