@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo demo-dinov2 test test-slow test-gpu lint format bench clean
+.PHONY: help install demo demo-dinov2 test test-slow test-gpu lint format bench bench-cpu clean
 
 help:
 	@echo "make demo       export ViT-B/16 and a trained network, classify held-out images without torch, write demo/"
@@ -14,12 +14,13 @@ help:
 	@echo "make test-slow  the tests marked slow: ViT-L and ViT-H, full disks, long runs"
 	@echo "make test-gpu   the tests marked gpu; they say why they skip where there is none"
 	@echo "make bench      time exports beside optimum-cli, checkpoints and the runtime; writes benchmarks/results/"
+	@echo "make bench-cpu  race PyTorch, onnxruntime, OpenVINO and our files on this CPU, an hour; writes benchmarks/results/cpu and docs/"
 	@echo "make lint       ruff and mypy; make format mends what ruff can"
 
 # Always with the constraints: they keep torch on the CPU build, and everything on what was tested.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e ".[cpu,openvino,export,quantize,dev]"
+	$(PIP) install -c constraints.txt -e ".[cpu,openvino,export,quantize,tune,dev]"
 	@touch $(READY)
 
 install: $(READY)
@@ -31,7 +32,7 @@ demo-dinov2: $(READY)
 	$(BIN)/python examples/demo_dinov2.py --out build/dinov2
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -52,6 +53,12 @@ bench: $(READY)
 	$(BIN)/python benchmarks/runtime_footprint.py --out benchmarks/results/runtime_footprint.json
 	$(BIN)/python benchmarks/export_cost.py --out benchmarks/results/export_cost.json
 	$(BIN)/python benchmarks/checkpoint_cost.py --out benchmarks/results/checkpoint_cost.json
+
+bench-cpu: $(READY)
+	$(BIN)/python benchmarks/cpu_speed.py --draw docs
+	$(BIN)/python benchmarks/cpu_cold_start.py
+	$(BIN)/python benchmarks/cpu_profile.py
+	$(BIN)/python benchmarks/int8_accuracy.py
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -7,19 +7,26 @@ import importlib
 import importlib.util
 import shlex
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vit_exporter.options import CheckpointCommand, checkpoint_options, parse_options
-from vit_runtime.cli.common import Console, output_options, table
+from vit_runtime.accuracy import Accuracy
+from vit_runtime.cli.common import Console, output_options, table, whole_numbers
 from vit_runtime.errors import InputError, MachineError
+from vit_runtime.manifest import Limits
 from vit_runtime.memory import megabytes
+from vit_runtime.parity import Report
 from vit_runtime.providers import load_onnxruntime
 
 if TYPE_CHECKING:
     from vit_exporter.pipeline import ExportReport
+    from vit_exporter.source import Source
 
 
 @click.command(cls=CheckpointCommand)
@@ -37,11 +44,29 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the random weights.")
 @click.option("--outputs", help="Some of logits,embedding,tokens,attention [default: logits,embedding].")
 @click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line, in the order of the logits.")
-@click.option("--opset", default=18, show_default=True, help="Version of the ONNX operators.")
+@click.option("--target", help="What the file is made for: portable, cpu (onnxruntime) or openvino [default: portable].")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int8-static", "int4w"]),
+    help="Of weights and products; int8-static measures its scales on images [default: fp32].",
+)
+@click.option("--calibrate", type=click.Path(path_type=Path), help="A folder of images: every second one calibrates, the others judge.")
+@click.option(
+    "--max-drop",
+    type=float,
+    help="Keep layers in higher precision until at most this part of the images changes class and no embedding's cosine falls by more.",
+)
+@click.option("--keep", metavar="LAYER,...", help="Layers that stay in higher precision, by name, such as blocks.11.mlp.fc2.")
+@click.option("--token-split", metavar="ROWS,...", help="Keep the tokens in pieces of so many; --tune finds out which pay.")
+@click.option("--tune", is_flag=True, help="Export and time everything that may be fast on this machine, and keep the best.")
+@click.option("--batch-sizes", metavar="N,...", help="With --tune: the batch sizes that count [default: 1].")
+@click.option("--threads", type=click.IntRange(1), help="With --tune: CPU threads [default: the physical cores].")
+@click.option("--opset", type=int, help="Version of the ONNX operators [default: the target's: 18, or 20 for cpu and openvino].")
 @click.option("--simplify/--no-simplify", default=True, show_default=True, help="Whether to simplify the graph.")
 @click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Whether to prove the file against float64 PyTorch and record it."
 )
+@click.option("--verify-passes", is_flag=True, help="Hold the graph against PyTorch after every exact pass too.")
 @click.option("--external-data", is_flag=True, help="Put the weights in a file beside the model; above 2 GB this is always done.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--list-archs", is_flag=True, help="List the named architectures and exit.")
@@ -66,29 +91,87 @@ def main(console: Console, list_archs: bool, out: Path | None, arch: str | None,
     labels = _labels(options["labels"])
     gc.disable()  # for this short life: looking for garbage among all that torch imports takes a sixth of an export's time
     _need_packages("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors")
+    if options["precision"] == "int8-static":
+        _need_packages("nncf", extra="quantize")
     if options["verify"]:
         load_onnxruntime()
-    from vit_exporter.pipeline import ExportSpec, export
+    from vit_exporter.pipeline import export
     from vit_exporter.source import Changes, checkpoint_source, digits_source, random_source
+    from vit_exporter.spec import ExportSpec
     from vit_models import DEFAULT_ARCH, DIGITS, find_arch
 
     gc.freeze()  # nor is it looked for at the end
     asked = parse_options(arch, **named)
+    made: Callable[[], Source]
     classes = 0 if asked.drop_head else options["num_classes"]
     changes = Changes(asked.img_size, classes, asked.pool, options["dynamic_size"])
-    spec = ExportSpec(out, options["opset"], options["simplify"], options["verify"], options["external_data"], options["force"])
+    split = tuple(whole_numbers(options["token_split"], "--token-split", once=False)) if options["token_split"] is not None else ()
+    asked_for = ("opset", "simplify", "verify", "external_data", "force", "target", "precision", "calibrate", "max_drop", "verify_passes")
+    keep = tuple(options["keep"].split(",")) if options["keep"] else ()
+    chosen = {name: options[name] for name in asked_for if options[name] is not None}
     if checkpoint is not None:
-        sha256 = options["sha256"]
-        report = export(lambda: checkpoint_source(checkpoint, changes, names, labels, options=asked, sha256=sha256), spec, _teller(console))
+        made = partial(checkpoint_source, checkpoint, changes, names, labels, options=asked, sha256=options["sha256"])
     elif (name := find_arch(arch or DEFAULT_ARCH)) == DIGITS:
-        report = export(lambda: digits_source(changes, names, labels), spec, _teller(console))
+        made = partial(digits_source, changes, names, labels)
     else:
-        report = export(lambda: random_source(name, options["seed"], changes, names, labels), spec, _teller(console))
-        console.warn(f"no checkpoint, so {name} got random weights from seed {options['seed']}: it runs, but it classifies nothing")
+        made = partial(random_source, name, options["seed"], changes, names, labels)
+        console.warn(f"no checkpoint, so {name} gets random weights from seed {options['seed']}: it runs, but it classifies nothing")
+    if options["tune"]:
+        return _tune(console, made, out, keep, split, options, chosen)
+    if refused := [f"--{name.replace('_', '-')}" for name in ("batch_sizes", "threads") if options[name] is not None]:
+        raise InputError(f"got {refused[0]} without --tune, which it is about; add --tune or leave it out")
+    spec = ExportSpec(out, token_split=split, keep=keep, compare_speed=True, **chosen)
+    report = export(made, spec, _teller(console))
     for note in report.notes:
         console.warn(note)
     console.result(report.to_dict(), _summary(report))
     return None
+
+
+def _tune(
+    console: Console, made: Callable[[], Source], out: Path, keep: Sequence[str], split: Sequence[int], options: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+) -> None:  # fmt: skip
+    _need_packages("matplotlib", extra="tune")
+    from vit_exporter.spec import ExportSpec
+    from vit_exporter.tuning.report import to_lines, to_rows, write_report
+    from vit_exporter.tuning.tune import TuneSpec, tune
+
+    settled = {"--keep": keep, "--token-split": split, "--no-verify": not options["verify"], "--no-simplify": not options["simplify"]}
+    if refused := [name for name, value in settled.items() if value]:
+        raise InputError(f"got {refused[0]} with --tune, which decides that itself or needs it; leave one of them out")
+    gc.enable()
+    base = {name: chosen[name] for name in ("opset", "external_data", "force", "calibrate", "max_drop") if name in chosen}
+    sizes = tuple(whole_numbers(options["batch_sizes"] or "1", "--batch-sizes"))
+    spec = TuneSpec(ExportSpec(out, **base), sizes, options["threads"], options["target"], options["precision"])
+    with _progress(console) as tell:
+        report = tune(made, spec, tell)
+    files = write_report(report)
+    winner = report.winner
+    command = shlex.join(winner.candidate.options + (["--keep", ",".join(winner.kept)] if winner.kept else []))
+    lines = [
+        table(to_lines(report), indent=""),
+        f"{out}: {winner.candidate.name}, {winner.score:.2f} times as fast as the default export, {report.size / 1e6:.1f} MB",
+        f"to make it again without --tune: {command}",
+        f"tables and picture: {', '.join(str(file) for file in files)}",
+    ]
+    document = {"out": str(out), "winner": winner.candidate.name, "times_faster": winner.score, "machine": dict(report.machine)}
+    console.result({**document, "files": [str(file) for file in files], "rows": to_rows(report)}, "\n".join(lines))
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with an estimate of what is left, on a terminal."""
+    if console.quiet or not sys.stderr.isatty():
+        yield lambda done, total, what: None
+        return
+    with click.progressbar(length=1, label="tuning", file=sys.stderr, show_pos=True, item_show_func=lambda what: what) as bar:
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.length = max(1, total)
+            bar.update(done - bar.pos, what)
+
+        yield tell
 
 
 def _list_archs(console: Console) -> None:
@@ -121,7 +204,7 @@ def _labels(path: Path | None) -> list[str] | None:
         raise InputError(f"--labels {path} cannot be read ({error}); expected a text file with one class name a line") from error
 
 
-def _need_packages(*packages: str) -> None:
+def _need_packages(*packages: str, extra: str = "export,cpu") -> None:
     """Complain before the work starts, not in the middle of it."""
     for package in packages:
         try:
@@ -131,17 +214,17 @@ def _need_packages(*packages: str) -> None:
             if found is None:
                 raise ModuleNotFoundError(f"No module named {package!r}")
         except ImportError as error:
-            mend = "install it with `pip install 'vit-deploy[export,cpu]'`"
+            mend = f"install it with `pip install 'vit-deploy[{extra}]'`"
             raise MachineError(f"vit-export needs the package {package}, which cannot be imported ({error}); {mend}") from error
 
 
 def _teller(console: Console) -> Any:
     """A line a step: its name while it runs, overwritten by its result."""
     if console.quiet or not sys.stderr.isatty():
-        return lambda name, detail: None
+        return lambda name, detail, done: None
 
-    def tell(name: str, detail: str) -> None:
-        click.echo(f"\r\033[K  {name:<10} {detail or '...'}", err=True, nl=bool(detail))
+    def tell(name: str, detail: str, done: bool) -> None:
+        click.echo(f"\r\033[K  {name:<10} {detail or '...'}", err=True, nl=done)
 
     return tell
 
@@ -151,25 +234,47 @@ def _summary(report: ExportReport) -> str:
     from vit_exporter.source import describe_weights
 
     what = f"{manifest.model['arch'] or 'checkpoint'}, {manifest.model['parameters'] / 1e6:.1f} M parameters"
+    build = manifest.build
+    kind = f"opset {build['opset']}, target {build['target']}, {build['precision']}"
     lines = [
         f"{report.out}: {what}, {describe_weights(manifest.checkpoint)}",
-        f"  graph   opset {manifest.build['opset']}, {report.nodes_before} -> {report.nodes_after} nodes",
+        f"  graph   {kind}, {report.nodes_before} -> {report.nodes_after} nodes",
         f"  size    {report.size / 1e6:.1f} MB{' with ' + ', '.join(report.external_files) if report.external_files else ''}",
     ]
     if "proof" in manifest.checkpoint:
         lines.append(f"  proof   {manifest.checkpoint['proof']}")
     if report.parity:
-        worst = report.parity.worst
-        batches = ", ".join(dict.fromkeys(str(check.batch_size) for check in report.parity.checks))
-        sizes = ", ".join(dict.fromkeys(f"{height}x{width}" for height, width in (check.image_size for check in report.parity.checks)))
-        lines.append(
-            f"  parity  passed: at most {worst.rms_floors:.2f}x PyTorch's own float32 error ({worst.output}, batch {worst.batch_size}; "
-            f"limit {report.parity.limits.rms:g}x) at batch sizes {batches}{f' and image sizes {sizes}' if manifest.golden_sizes else ''}"
-        )
+        lines.append(f"  parity  {_parity(report.parity, sizes=bool(manifest.golden_sizes))}")
     else:
         lines.append("  parity  not verified (--no-verify): vit-parity will have nothing to go by")
+    if manifest.accuracy is not None:
+        what = "photographs" if manifest.accuracy.source == "photographs" else "generated images"
+        lines.append(f"  images  {manifest.accuracy.images} {what} on {manifest.accuracy.provider}: {_accuracy(manifest.accuracy.outputs)}")
+    for kept in manifest.build["kept"]:
+        gain = f": mean cosine {kept['before']:.5f} -> {kept['after']:.5f}" if kept["before"] is not None else ""
+        lines.append(f"  kept    {kept['layer']} in higher precision{gain}")
     lines.append(f"  cost    {report.seconds:.1f} s, peak memory {megabytes(report.peak_memory)}")
     out = shlex.quote(str(report.out))
     embeddings = " --embeddings out.npz" if manifest.class_scores is None and manifest.features else ""
     lines.append(f"next: vit-predict {out} IMAGE{embeddings}   or   vit-parity {out}")
     return "\n".join(lines)
+
+
+def _parity(report: Report, sizes: bool) -> str:
+    worst, limits = report.worst, report.limits
+    batches = ", ".join(dict.fromkeys(str(check.batch_size) for check in report.checks))
+    where = f"({worst.output}, batch {worst.batch_size}; limit"
+    images = ", ".join(dict.fromkeys(f"{height}x{width}" for height, width in (check.image_size for check in report.checks)))
+    at = f"at batch sizes {batches}{f' and image sizes {images}' if sizes else ''}"
+    if isinstance(limits, Limits):
+        return f"passed: at most {worst.rms_floors:.2f}x PyTorch's own float32 error {where} {limits.rms:g}x) {at}"
+    return f"golden images: cosine at least {worst.accuracy.cosine_min:.4f} {where} {limits[worst.output].cosine:g}) {at}"
+
+
+def _accuracy(outputs: Mapping[str, Accuracy]) -> str:
+    parts = []
+    for name, found in outputs.items():
+        parts.append(f"{name} cosine {found.cosine_min:.4f} at least, {found.cosine_mean:.5f} on average")
+        if found.top1 is not None and found.kl_mean is not None:
+            parts.append(f"top-1 agreement {found.top1:.1%}, KL {found.kl_mean:.1e}")
+    return "; ".join(parts)

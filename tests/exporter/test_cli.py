@@ -15,12 +15,15 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from vit_exporter.cli import main
 from vit_models import ARCHS, ViT, ViTConfig, init_weights, save_checkpoint
+from vit_runtime.golden import golden_images
 from vit_runtime.manifest import read_manifest
 
 TINY = ViTConfig(img_size=(32, 32), patch_size=8, embed_dim=32, depth=1, num_heads=2, mlp_dim=64, num_classes=10)
+DIGITS = ("--arch", "digits")  # the trained network: 17 tokens, four blocks
 SMALL = ("--arch", "ViT-Ti/16", "--img-size", "32")  # the smallest named network on the smallest image that tells anything
 NOBODY = 65534
 
@@ -75,7 +78,7 @@ def refused(result: Result | subprocess.CompletedProcess[str], exit_code: int) -
 def test_random_weights_are_exported_with_a_warning_and_what_was_done(out):
     result = run("--out", out, *SMALL, "--seed", 7)
     assert result.exit_code == 0, result.stderr
-    assert "warning: no checkpoint, so ViT-Ti/16 got random weights from seed 7" in result.stderr
+    assert "warning: no checkpoint, so ViT-Ti/16 gets random weights from seed 7" in result.stderr
     for word in ("random weights, seed 7", "opset 18", "passed", f"vit-parity {out}"):
         assert word in result.stdout
     manifest, _ = read_manifest(out)
@@ -196,7 +199,17 @@ def test_errors_with_json_are_a_document_too(out):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--opset", "new"], ["--seed", "-1"], ["--pool", "max"], ["--num-classes", "-2"], ["--target"], ["x"]]
+    "arguments",
+    [
+        ["--opset", "new"],
+        ["--seed", "-1"],
+        ["--pool", "max"],
+        ["--num-classes", "-2"],
+        ["--target"],
+        ["x"],
+        ["--precision", "int3"],
+        ["--max-drop", "little"],
+    ],
 )
 def test_what_click_refuses_is_exit_code_2_and_with_json_a_document(out, arguments):
     result = run("--out", out, *arguments)
@@ -254,6 +267,135 @@ def test_an_out_that_cannot_be_is_refused(out, checkpoint, name, message):
     line = refused(run("--out", out.parent / name, "--checkpoint", checkpoint, "--no-verify"), 2)
     assert message in line
     assert not list(out.parent.iterdir())
+
+
+# --- targets and precisions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A folder of twelve pictures."""
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(golden_images(9, 12, 28, 28)):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.png")
+    return tmp_path / "images"
+
+
+GENERATED = "warning: measured on generated images alone: give photographs of the kind that the network will see with --calibrate DIR"
+
+
+def test_reduced_precision_says_aloud_that_generated_images_were_used_and_what_was_kept(out):
+    result = run("--out", out, *DIGITS, "--target", "cpu", "--precision", "int8", "--keep", "blocks.3.mlp.fc2")
+    assert result.exit_code == 0, result.stderr
+    assert GENERATED in result.stderr.splitlines()
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert lines["graph"].startswith("  graph   opset 20, target cpu, int8, ")
+    assert "golden images: cosine at least 0.99" in lines["parity"]
+    assert lines["images"].startswith("  images  24 generated images on cpu: logits cosine 0.99")
+    for word in ("at least", "on average", "top-1 agreement", "KL", "; embedding cosine 0.99"):
+        assert word in lines["images"]
+    assert lines["kept"] == "  kept    blocks.3.mlp.fc2 in higher precision"
+    assert read_manifest(out)[0].build["kept"] == [{"layer": "blocks.3.mlp.fc2", "before": None, "after": None}]
+
+
+def test_a_folder_of_images_is_judged_on_and_json_has_the_accuracy(out, images):
+    options = ["--target", "cpu", "--precision", "int8", "--calibrate", images, "--max-drop", 0.05]
+    result = run("--out", out, *DIGITS, *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert GENERATED not in result.stderr
+    document = json.loads(result.stdout)
+    accuracy = document["manifest"]["accuracy"]
+    assert (accuracy["provider"], accuracy["source"], accuracy["images"]) == ("cpu", "photographs", 6)
+    assert accuracy["outputs"].keys() == {"logits", "embedding"}
+    for found in accuracy["outputs"].values():
+        assert 0.95 <= found["cosine_min"] <= found["cosine_mean"] < 1  # the budget, and it is no float32
+    assert accuracy["outputs"]["logits"]["top1"] == 1
+    assert document["manifest"]["parity"]["kind"] == "nearness"
+    assert document["parity"]["passed"]
+    assert document["steps"].keys() >= {"check", "reduce", "compare"}
+    assert read_manifest(out)[0].to_dict()["accuracy"] == accuracy
+
+
+def test_static_scales_come_from_the_folder_and_stdout_is_the_document_alone(out, images):
+    result = run("--out", out, *DIGITS, "--precision", "int8-static", "--calibrate", images, "--no-verify", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert document["manifest"]["build"]["calibration"] == {"source": "photographs", "images": 6}
+    assert document["manifest"]["accuracy"] is None
+
+
+def test_what_is_neither_measured_nor_judged_on_images_needs_no_word_about_them(out):
+    result = run("--out", out, *DIGITS, "--precision", "int8", "--no-verify")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "images" not in result.stdout
+    assert read_manifest(out)[0].build["precision"] == "int8"
+
+
+def test_target_pieces_and_the_check_of_every_pass_reach_the_file(out):
+    result = run("--out", out, *DIGITS, "--target", "openvino", "--token-split", "9,8", "--verify-passes", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    build = json.loads(result.stdout)["manifest"]["build"]
+    assert (build["target"], build["precision"], build["opset"], build["token_split"]) == ("openvino", "fp32", 20, [9, 8])
+    *exact, split = build["passes"]
+    assert all(0 < each["floors"] <= 2 for each in exact)
+    assert (split["name"], split["floors"]) == ("SplitTokens", None)
+
+
+INT8 = ("--precision", "int8")
+SPLIT = ("--target", "openvino", "--token-split")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "cpuu"], "got target 'cpuu', expected one of portable, cpu, openvino; did you mean 'cpu'?"),
+        (["--target", ""], "got target '', expected one of portable, cpu, openvino"),
+        (["--precision", "int4w"], "got precision 'int4w' for target portable, expected one of fp32, .*; --target cpu has it"),
+        (["--target", "cpu", "--precision", "bf16"], "got precision 'bf16' for target cpu, .*; --target openvino has it"),
+        (["--target", "cpu", "--opset", "17"], "got opset 17, expected 18 to 23: .*; leave --opset out for 20"),
+        ([*INT8, "--no-simplify"], "got --no-simplify with precision int8, expected one of them"),
+        (["--calibrate", "."], "got --calibrate for precision fp32, .*; leave it out"),
+        ([*INT8, "--calibrate", "absent"], "got --calibrate absent, expected a folder with images"),
+        ([*INT8, "--calibrate", "{empty}"], "got the folder '.*' without images, expected files that end in .jpg"),
+        (["--max-drop", "0.01"], "got --max-drop, expected it with verification and one of the precisions int8, int8-static, int4w"),
+        ([*INT8, "--max-drop", "0.01", "--no-verify"], "got --max-drop, expected it with verification"),
+        ([*INT8, "--max-drop", "1"], "got --max-drop 1, expected a number between 0 and 1, such as 0.01"),
+        ([*INT8, "--max-drop", "nan"], "got --max-drop nan, expected a number between 0 and 1"),
+        (["--keep", "blocks.0.mlp.fc1"], "got --keep for precision fp32, expected it with one of int8, int8-static, int4w"),
+        (["--token-split", "9,8"], "got --token-split for target portable, expected it with --target openvino"),
+        ([*SPLIT, "9,9"], "got --token-split 9,9, expected whole numbers that add up to the network's 17 tokens"),
+        ([*SPLIT, "9,x"], "got --token-split '9,x', expected whole numbers with commas between them"),
+        ([*SPLIT, "17,0"], "got --token-split '17,0', expected numbers of at least 1"),
+        ([*SPLIT, ""], "got --token-split '', expected whole numbers"),
+        ([*SPLIT, "9,8", "--dynamic-size"], "got a free image size with --token-split or int8-static, which are for one size"),
+        (["--precision", "int8-static", "--dynamic-size"], "got a free image size with --token-split or int8-static"),
+        (["--verify-passes", "--no-verify"], "got --verify-passes without verification or passes, expected both"),
+        (["--verify-passes", "--no-simplify"], "got --verify-passes without verification or passes, expected both"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_do_not_go_together_are_one_line_and_leave_the_file_as_it_was(out, tmp_path, arguments, message):
+    out.write_bytes(b"earlier")
+    (tmp_path / "empty").mkdir()
+    arguments = [argument.format(empty=tmp_path / "empty") for argument in arguments]
+    line = refused(run("--out", out, *DIGITS, "--force", *arguments), 2)
+    assert pytest.raises(AssertionError, match=f"^error: {message}").matches(AssertionError(line)), line
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == {"vit.onnx": b"earlier"}
+
+
+def test_a_layer_to_keep_that_is_not_there_is_answered_with_the_nearest(out):
+    out.write_bytes(b"earlier")
+    line = refused(run("--out", out, *DIGITS, *INT8, "--keep", "blocks.3.mlp.fc3", "--no-verify", "--force"), 2)
+    assert line.startswith("error: got --keep blocks.3.mlp.fc3, expected the name of a layer that is quantised, such as blocks.3.mlp.fc")
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == {"vit.onnx": b"earlier"}
+
+
+def test_static_int8_without_nncf_is_exit_code_4_before_the_work_starts(out):
+    """Sooner than an architecture that nobody knows is told."""
+    missing = "import sys\nsys.modules['nncf'] = None"
+    line = refused(process("--out", out, "--arch", "nonsense", "--precision", "int8-static", before=missing), 4)
+    assert "needs the package nncf" in line
+    assert "pip install 'vit-deploy[quantize]'" in line
 
 
 # --- checkpoints and machines that are not as they should be ----------------------------------------------------------

@@ -1,0 +1,1 @@
+"""`vit-export --tune`: which file is the fastest on this machine, among those that are accurate enough."""

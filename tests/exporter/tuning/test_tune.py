@@ -1,0 +1,276 @@
+"""--tune: every candidate of this machine is built and timed, the fastest within the budget is kept, and an interrupted run is taken up."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from vit_exporter import ExportSpec, Source
+from vit_exporter.cli import main
+from vit_exporter.tuning import tune as tuning
+from vit_exporter.tuning.candidates import BASELINE, Candidate, candidates
+from vit_exporter.tuning.report import PICTURE, SHEET, TABLE, frontier, to_lines, to_rows, write_report
+from vit_exporter.tuning.tune import Record, Timing, TuneReport, TuneSpec, tune
+from vit_models import ViTConfig
+from vit_runtime.errors import InputError
+from vit_runtime.manifest import read_manifest
+from vit_runtime.openvino_engine import has_bf16
+from vit_runtime.parity import check_record
+
+CONFIG = ViTConfig(img_size=(224, 224), patch_size=16, embed_dim=192, depth=2, num_heads=3, mlp_dim=768, num_classes=10)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds short enough for a test: which of the files wins is then a matter of luck, and nothing here depends on it."""
+    monkeypatch.setattr(tuning, "ROUNDS", 2)
+    monkeypatch.setattr(tuning, "SECONDS", 0.02)
+
+
+def record(name: str, loss: float | None, times_faster: float | None, obstacle: str | None = None) -> Record:
+    timings = () if times_faster is None else (Timing(1, 10 / times_faster, 12.0, 100.0, times_faster, 0.5, 10**8),)
+    target, precision = name.split("-", 1)
+    return Record(Candidate(target, precision), "cpu", 1000, loss, None if loss is None else 1 - 2 * loss, 0.0, (), timings, obstacle)
+
+
+# ---- candidates ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_export_comes_first_and_nothing_comes_twice():
+    found = candidates(CONFIG, dynamic_size=False)
+    assert found[0] == BASELINE
+    assert len({candidate.name for candidate in found}) == len(found)
+    assert Candidate("cpu", "int8") in found
+    assert Candidate("openvino", "int8-static", (192, 5)) in found
+    assert (Candidate("openvino", "bf16") in found) == has_bf16()
+    assert not [candidate.name for candidate in found if candidate.precision == "fp16"]  # it runs as float32 does
+
+
+@pytest.mark.parametrize(
+    ("image", "patch", "splits"),
+    [(224, 16, {(), (192, 5)}), (224, 14, {(), (256, 1)}), (224, 32, {(), (32, 18), (48, 2)}), (32, 8, {(), (16, 1)}), (16, 8, {()})],
+)
+def test_tokens_are_split_into_whole_tiles_and_the_rest(image, patch, splits):
+    config = dataclasses.replace(CONFIG, img_size=(image, image), patch_size=patch)
+    found = candidates(config, dynamic_size=False, target="openvino", precision="fp32")
+    assert {candidate.token_split for candidate in found if candidate != BASELINE} == splits
+
+
+def test_a_free_image_size_has_neither_splits_nor_static_scales():
+    found = candidates(CONFIG, dynamic_size=True)
+    assert not [candidate for candidate in found if candidate.token_split or candidate.precision == "int8-static"]
+
+
+def test_target_and_precision_narrow_the_candidates_down():
+    assert {candidate.target for candidate in candidates(CONFIG, False, target="cpu")} == {"portable", "cpu"}
+    assert {candidate.precision for candidate in candidates(CONFIG, False, precision="int8")} == {"fp32", "int8"}
+    assert Candidate("cpu", "fp16") in candidates(CONFIG, False, target="cpu", precision="fp16")
+
+
+def test_what_does_not_exist_is_refused_with_what_does():
+    with pytest.raises(InputError, match="expected one of portable, cpu, openvino"):
+        candidates(CONFIG, False, target="gpu")
+    with pytest.raises(InputError, match="--target cpu has it"):
+        candidates(CONFIG, False, target="openvino", precision="int4w")
+
+
+def test_without_openvino_and_nncf_there_are_still_candidates(tmp_path):
+    """As in an environment that has neither: imports of them fail."""
+    for name in ("openvino", "nncf"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name!r}', name={name!r})")
+    code = (
+        "from vit_exporter.tuning.candidates import candidates; from vit_models import ViTConfig;"
+        "print(*[c.name for c in candidates(ViTConfig(), False)])"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["portable-fp32", "cpu-fp32", "cpu-int8", "cpu-int4w"]
+
+
+# ---- tuning --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_is_written_and_proven_and_the_tables_tell_of_all(quick, tiny_source: Source, tmp_path: Path):
+    out, told = tmp_path / "vit.onnx", []
+    spec = TuneSpec(ExportSpec(out), (1, 2), threads=1, target="cpu")
+    report = tune(lambda: tiny_source, spec, lambda done, total, what: told.append((done, total, what)))
+    assert {record.candidate.name for record in report.records} == {"portable-fp32", "cpu-fp32", "cpu-int8", "cpu-int4w"}
+    assert all(len(record.timings) == 2 or record.obstacle for record in report.records)
+    assert report.winner.score == max(record.score for record in report.records if record.obstacle is None)
+    manifest, _ = read_manifest(out)
+    assert (manifest.build["target"], manifest.build["precision"]) == (report.winner.candidate.target, report.winner.candidate.precision)
+    session = __import__("vit_runtime").load(out)
+    assert check_record(session.run, manifest, "cpu").passed
+    assert told[0][:2] == (0, 4)
+    assert told[-1][:2] == (4, 4)
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    files = write_report(report)
+    assert [file.name for file in files] == [TABLE, SHEET, PICTURE]
+    document = json.loads(files[0].read_text())
+    with files[1].open(newline="") as file:
+        sheet = list(csv.DictReader(file))
+    assert [row["candidate"] for row in sheet] == [row["candidate"] for row in document["rows"]]
+    assert document["winner"] == report.winner.candidate.name
+    assert document["machine"]["threads"] == 1
+    for row in document["rows"]:
+        if row["obstacle"] is None:
+            assert 0 < row["p50_ms"] <= row["p95_ms"]
+            assert row["load_seconds"] > 0
+            assert row["peak_memory"] > 10**7
+            assert row["size"] > 10**4
+    with Image.open(files[2]) as picture:
+        assert picture.width > 800
+        assert len(picture.getcolors(1 << 20)) > 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vit.onnx", "vit.tune"]
+
+
+def test_an_interrupted_run_is_taken_up_where_it_was(quick, tiny_source: Source, tmp_path: Path):
+    out = tmp_path / "vit.onnx"
+    spec = TuneSpec(ExportSpec(out), threads=1, target="cpu", precision="int8")
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(lambda: tiny_source, spec, interrupt)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["portable-fp32.json", "vit.tune"]
+    before = (spec.folder / "portable-fp32.json").read_bytes()
+    told = []
+    report = tune(lambda: tiny_source, spec, lambda done, total, what: told.append((total, what)))
+    assert {total for total, _ in told} == {1}
+    assert (spec.folder / "portable-fp32.json").read_bytes() == before
+    assert len(report.records) == 2
+    assert out.exists()
+
+
+def test_records_of_another_network_or_of_other_options_do_not_count(quick, tiny_source: Source, tmp_path: Path):
+    narrow = {"threads": 1, "target": "portable", "precision": "fp32"}
+    totals = []
+    for number, (source, sizes) in enumerate(
+        [
+            (tiny_source, (1,)),
+            (tiny_source, (2,)),
+            (dataclasses.replace(tiny_source, checkpoint={**tiny_source.checkpoint, "seed": 7}), (2,)),
+            (tiny_source, (2,)),
+        ]
+    ):
+        spec = TuneSpec(ExportSpec(tmp_path / "vit.onnx", force=bool(number)), sizes, **narrow)
+        tune(lambda source=source: source, spec, lambda done, total, what: totals.append(total))
+    assert totals.count(0) == 0
+    (spec.folder / "portable-fp32.json").write_text('{"key": ')  # a record that is broken is measured again too
+    totals.clear()
+    tune(lambda: tiny_source, spec, lambda done, total, what: totals.append(total))
+    assert set(totals) == {1}
+    totals.clear()
+    tune(lambda: tiny_source, spec, lambda done, total, what: totals.append(total))
+    assert set(totals) == {0}
+
+
+def test_a_candidate_beyond_the_budget_is_out_with_the_reason(quick, tiny_source: Source, tmp_path: Path):
+    """16-bit storage can keep no layer in higher precision, so a budget below its rounding puts it out."""
+    spec = TuneSpec(ExportSpec(tmp_path / "vit.onnx"), threads=1, target="cpu", precision="fp16")
+    tight = dataclasses.replace(spec, base=dataclasses.replace(spec.base))
+    object.__setattr__(tight.base, "max_drop", 1e-12)
+    report = tune(lambda: tiny_source, tight)
+    out = next(record for record in report.records if record.candidate.precision == "fp16")
+    assert out.obstacle == "beyond the accuracy budget of 1e-12"
+    assert not out.timings
+    assert report.winner.candidate == BASELINE
+    assert "beyond the accuracy budget" in str(to_lines(report)[-1])
+
+
+def test_an_existing_file_is_not_replaced_without_force(tiny_source: Source, tmp_path: Path):
+    out = tmp_path / "vit.onnx"
+    out.write_text("earlier")
+    with pytest.raises(InputError, match="--force replaces it"):
+        tune(lambda: tiny_source, TuneSpec(ExportSpec(out)))
+    assert out.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_on_the_frontier_is_what_nothing_else_beats_in_both(tmp_path: Path):
+    records = (
+        record("openvino-int8", 1e-3, 4.0),
+        record("openvino-bf16", 1e-4, 3.0),
+        record("cpu-int8", 2e-3, 3.5),  # slower and farther than the first
+        record("cpu-fp32", 0.0, 1.2),
+        record("portable-fp32", 0.0, 1.0),  # as near as the one before, and slower
+        record("openvino-int8-static", 5e-2, None, "beyond the accuracy budget of 0.01"),
+    )
+    spec = TuneSpec(ExportSpec(tmp_path / "vit.onnx"))
+    report = TuneReport(spec, records, records[0], None, 1000, {"threads": 2, "processor": "a processor"})
+    assert [each.candidate.name for each in frontier(report, 0)] == ["openvino-int8", "openvino-bf16", "cpu-fp32"]
+    rows = to_rows(report)
+    assert [row["frontier"] for row in rows] == [True, True, False, True, False, False]
+    assert [row["winner"] for row in rows] == [True, False, False, False, False, False]
+    assert rows[-1]["p50_ms"] is None
+
+
+def test_a_score_is_the_geometric_mean_over_the_batch_sizes():
+    timing = Timing(1, 1.0, 1.0, 1.0, 4.0, 1.0, None)
+    both = dataclasses.replace(record("cpu-int8", 0.0, 4.0), timings=(timing, dataclasses.replace(timing, batch_size=8, times_faster=1.0)))
+    assert both.score == pytest.approx(2.0)
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tune", "--keep", "blocks.0.mlp.fc1"], "got --keep with --tune"),
+        (["--tune", "--token-split", "16,1"], "got --token-split with --tune"),
+        (["--tune", "--no-verify"], "got --no-verify with --tune"),
+        (["--batch-sizes", "1,8"], "got --batch-sizes without --tune"),
+        (["--threads", "2"], "got --threads without --tune"),
+        (["--tune", "--batch-sizes", "0"], "expected numbers of at least 1"),
+        (["--tune", "--target", "gpu"], "expected one of portable, cpu, openvino"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_in_one_line(arguments, message, tmp_path: Path):
+    result = CliRunner().invoke(main, ["--arch", "digits", "--out", str(tmp_path / "vit.onnx"), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_the_table_and_how_to_make_the_winner_again(quick, tmp_path: Path):
+    out = tmp_path / "digits.onnx"
+    arguments = ["--arch", "digits", "--out", str(out), "--tune", "--target", "cpu", "--precision", "int8", "--threads", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "cpu-int8" in result.stdout
+    assert "portable-fp32" in result.stdout
+    assert "to make it again without --tune: --target" in result.stdout
+    again = CliRunner().invoke(main, [*arguments, "--force", "--json"])
+    document = json.loads(again.stdout)
+    assert document["winner"] in ("cpu-int8", "portable-fp32")
+    assert len(document["rows"]) == 2
+
+
+def test_matplotlib_is_asked_for_before_the_work_starts(tmp_path: Path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No module named matplotlib', name='matplotlib')")
+    command = [sys.executable, "-m", "vit_exporter.cli", "--arch", "digits", "--tune", "--out", str(tmp_path / "vit.onnx")]
+    code = f"import sys; sys.argv = {command[2:]!r}; from vit_exporter.cli import main; main()"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "pip install 'vit-deploy[tune]'" in done.stderr
+    assert not (tmp_path / "vit.tune").exists()
+
+
+def test_nncf_is_there_so_that_static_scales_were_tried():
+    assert importlib.util.find_spec("nncf") is not None
