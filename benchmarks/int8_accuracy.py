@@ -1,0 +1,202 @@
+"""What reduced precision costs a trained network: DINOv2 ViT-S/14 on crops of 22 photographs, none of which it was calibrated with.
+
+The photographs are dealt into two halves. Files are made with crops of one half and judged on crops of the other, and the other way round.
+Judged are the cosine of the class token with PyTorch's float32, crop by crop, and retrieval: of which photograph is a crop, by the nearest
+of six views of each. Beside ours stand what people make of the plain export: NNCF's int8 for transformers, and quantize_dynamic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from common import machine, markdown
+from PIL import Image
+
+from vit_runtime.accuracy import cosines
+from vit_runtime.manifest import read_manifest
+from vit_runtime.openvino_engine import FLOAT32, Arithmetic
+from vit_runtime.preprocess import pixel_values
+from vit_runtime.providers import create_session
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+CROPS = 6  # of each photograph, to calibrate with and to judge on
+VIEWS = (
+    (0, 0, 1, 1),
+    (0, 0, 0.6, 0.6),
+    (0.4, 0, 1, 0.6),
+    (0, 0.4, 0.6, 1),
+    (0.4, 0.4, 1, 1),
+    (0.2, 0.2, 0.8, 0.8),
+)  # as parts of its sides
+OUTPUT = "embedding"
+
+Array = npt.NDArray[Any]
+Crops = dict[str, list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A line of the table: options of vit-export, or a peer's recipe."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    peer: str | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        return self.peer is not None or any(option.startswith("int8") for option in self.options)
+
+
+VARIANTS = (
+    Variant("plain export, quantize_dynamic, onnxruntime", peer="dynamic"),
+    Variant("plain export, NNCF int8, OpenVINO bf16", peer="nncf"),
+    Variant("ours, OpenVINO bf16", ("--target", "openvino", "--precision", "bf16")),
+    Variant("ours, onnxruntime int8", ("--target", "cpu", "--precision", "int8")),
+    Variant("ours, OpenVINO int8", ("--target", "openvino", "--precision", "int8")),
+    Variant("ours, OpenVINO int8-static", ("--target", "openvino", "--precision", "int8-static")),
+    Variant("ours, OpenVINO int8-static --max-drop 0.007", ("--target", "openvino", "--precision", "int8-static", "--max-drop", "0.007")),
+)
+
+
+def main() -> None:
+    """Measure, print the table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8_accuracy.json"))
+    parser.add_argument("--files", type=Path, default=Path("build/dinov2"))
+    args = parser.parse_args()
+    subprocess.run([sys.executable, str(ROOT / "examples" / "photographs.py"), "--out", str(args.files)], check=True)
+    photos = {path.stem: Image.open(path) for path in sorted((args.files / "photos").glob("*.png"))}
+    crops, views = {name: random_crops(photo, seed) for seed, (name, photo) in enumerate(photos.items())}, gallery(photos)
+    halves = [list(photos)[start::2] for start in range(2)]
+    for number, half in enumerate(halves):
+        folder = args.files / f"half-{number}"
+        folder.mkdir(exist_ok=True)
+        for name in half:
+            for index, crop in enumerate(crops[name]):
+                crop.save(folder / f"{index}-{name}.png")
+    exact = export(args.files, "fp32", ("--target", "portable"))
+    rows = [row(Variant("float32"), [exact, exact], halves, crops, views, exact)]
+    for variant in VARIANTS:
+        paths = [make(variant, args.files, number) for number in range(2)]
+        rows.append(row(variant, paths, halves, crops, views, exact))
+        print(f"{variant.name}: {rows[-1]}", flush=True)
+    packages = ["vit-deploy", "torch", "onnxruntime", "openvino", "nncf", "numpy", "pillow"]
+    document = {**machine(packages), "photographs": len(photos), "crops": CROPS * len(photos), "rows": rows}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(table(document))
+
+
+def random_crops(photo: Image.Image, seed: int) -> list[Image.Image]:
+    """Squares of half to all of the shorter side, anywhere."""
+    draw, made = np.random.default_rng(seed), []
+    for _ in range(CROPS):
+        side = draw.uniform(0.5, 1.0) * min(photo.size)
+        left, top = draw.uniform(0, photo.width - side), draw.uniform(0, photo.height - side)
+        made.append(photo.crop((round(left), round(top), round(left + side), round(top + side))))
+    return made
+
+
+def gallery(photos: dict[str, Image.Image]) -> Crops:
+    """The views that stand for each photograph."""
+    boxes = {name: [(x0 * p.width, y0 * p.height, x1 * p.width, y1 * p.height) for x0, y0, x1, y1 in VIEWS] for name, p in photos.items()}
+    return {name: [photos[name].crop(tuple(map(round, box))) for box in found] for name, found in boxes.items()}  # type: ignore[arg-type]
+
+
+def make(variant: Variant, files: Path, number: int) -> Path:
+    """The variant's file, made with the crops of one half."""
+    name = "-".join(variant.name.replace(",", "").split())
+    if variant.peer is None:
+        calibrate = ("--calibrate", str(files / f"half-{number}"))
+        return export(files, f"{name}-{number}", (*variant.options, *calibrate))
+    path = files / f"{name}-{number}.onnx"
+    if not path.exists():
+        original = export(files, "plain", ("--no-simplify", "--no-verify"))
+        if variant.peer == "dynamic":
+            from onnxruntime.quantization import quantize_dynamic
+
+            quantize_dynamic(original, path)
+        else:
+            import nncf
+            import onnx
+
+            images = [Image.open(file) for file in sorted((files / f"half-{number}").glob("*.png"))]
+            pixels = pixel_values(images, read_manifest(original)[0].preprocessing)
+            data = nncf.Dataset([{"pixel_values": image[None]} for image in pixels])
+            onnx.save(nncf.quantize(onnx.load(original), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels)), path)
+    return path
+
+
+def export(files: Path, name: str, options: Sequence[str]) -> Path:
+    """What vit-export makes of the network."""
+    path = files / f"{name}.onnx"
+    if not path.exists():
+        command = [str(BIN / "vit-export"), "--checkpoint", str(files / "checkpoint" / "vit_s_focus.onnx"), "--img-size", "224"]
+        print(f"$ vit-export {' '.join(options)}", flush=True)
+        subprocess.run([*command, "--outputs", OUTPUT, *options, "--out", str(path), "-q"], check=True)
+    return path
+
+
+def row(variant: Variant, paths: list[Path], halves: list[list[str]], crops: Crops, views: Crops, exact: Path) -> dict[str, Any]:
+    """The variant's numbers: each half of the photographs is judged with the file that was made with the other."""
+    near, found = list[float](), 0
+    for number, half in enumerate(halves):
+        other = paths[1 - number]
+        asked = [crop for name in half for crop in crops[name]]
+        shown = [view for name in views for view in views[name]]
+        values = embed(other, exact, variant, [*asked, *shown])
+        truth = embed(exact, exact, Variant("float32"), asked)
+        near += list(cosines(truth, values[: len(asked)]))
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        scores = (unit[: len(asked)] @ unit[len(asked) :].T).reshape(len(asked), len(views), len(VIEWS)).max(axis=2)
+        owners = [list(views).index(name) for name in half for _ in range(CROPS)]
+        found += int((scores.argmax(axis=1) == owners).sum())
+    kept = [each["layer"] for path in paths if variant.peer is None for each in read_manifest(path)[0].build["kept"]]
+    return {
+        "name": variant.name,
+        "cosine_min": round(min(near), 5),
+        "cosine_mean": round(float(np.mean(near)), 6),
+        "found": found,
+        "asked": len(near),
+        "kept": kept,
+        "size_mb": round(paths[0].stat().st_size / 1e6, 1),
+    }
+
+
+def embed(path: Path, exact: Path, variant: Variant, images: list[Image.Image]) -> Array:
+    """The class token of each image, (images, D), as the file's own preprocessing, or that of the plain export, wants them."""
+    manifest = read_manifest(path if variant.peer is None else exact)[0]
+    provider, arithmetic = manifest.execution.provider, Arithmetic(manifest.execution.bf16, manifest.execution.int8_group)
+    if variant.peer is not None:
+        provider, arithmetic = ("openvino", Arithmetic(bf16=True)) if variant.peer == "nncf" else ("cpu", FLOAT32)
+    session, _ = create_session(path, provider, arithmetic=arithmetic)
+    pixels = pixel_values(images, manifest.preprocessing)
+    return np.concatenate([session.run([OUTPUT], {"pixel_values": image[None]})[0] for image in pixels])
+
+
+def table(document: dict[str, Any]) -> str:
+    """For people."""
+    lines = [["file", "cosine, least", "mean", "photograph found", "layers kept in bf16", "MB"]]
+    for each in document["rows"]:
+        lines.append(
+            [
+                each["name"], f"{each['cosine_min']:.4f}", f"{each['cosine_mean']:.5f}", f"{each['found']} of {each['asked']}",
+                str(len(each["kept"]) / 2).removesuffix(".0") if each["kept"] else "", str(each["size_mb"]),
+            ]
+        )  # fmt: skip
+    facts = f"{document['processor']}, {document['cores']} cores, {document['date']}, {document['versions']}"
+    return f"{markdown(lines)}\n\n{document['photographs']} photographs, {document['crops']} crops; {facts}"
+
+
+if __name__ == "__main__":
+    main()
