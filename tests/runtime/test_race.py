@@ -118,7 +118,7 @@ def test_a_file_is_loaded_as_it_is_elsewhere_in_the_arithmetic_asked_for(arithme
     pytest.importorskip("openvino")
     batch = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
     session, _ = create_session(tiny_openvino, "openvino", 2, arithmetic=arithmetic)
-    expected: Any = session.run(["logits", "embedding", "attention"], {"pixel_values": batch})
+    expected: Any = session.run(["logits", "embedding", "tokens", "attention"], {"pixel_values": batch})
     found: Any = load(Entrant(tiny_openvino, "openvino", 2, 3, (3, 32, 32), arithmetic))(batch)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
