@@ -25,20 +25,20 @@ vit.load(sys.argv[1], provider=sys.argv[3], threads=2, cache_dir=sys.argv[4] if 
 TORCH = """
 import sys, torch
 from vit_models import load
-from vit_runtime.preprocess import Preprocessing, preprocess
+from vit_runtime.preprocess import Preprocessing, pixel_values
 torch.set_num_threads(2)
 model, spec = load(sys.argv[1])
 with torch.inference_mode():
-    model.eval()(torch.from_numpy(preprocess([sys.argv[2]], Preprocessing.paper(224, 224))))
+    model.eval()(torch.from_numpy(pixel_values([sys.argv[2]], Preprocessing.paper(224, 224))))
 """
 TRANSFORMERS = """
 import sys, torch
 from transformers import ViTForImageClassification
-from vit_runtime.preprocess import Preprocessing, preprocess
+from vit_runtime.preprocess import Preprocessing, pixel_values
 torch.set_num_threads(2)
 model = ViTForImageClassification.from_pretrained(sys.argv[1]).eval()
 with torch.inference_mode():
-    model(torch.from_numpy(preprocess([sys.argv[2]], Preprocessing.paper(224, 224))))
+    model(torch.from_numpy(pixel_values([sys.argv[2]], Preprocessing.paper(224, 224))))
 """
 
 
