@@ -68,9 +68,10 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     if scores is None:
         return False
     queries, scale = _unscaled(scores.inputs[0])
-    found = [
-        _heads(value, perm) for value, perm in ((queries, (0, 2, 1, 3)), (scores.inputs[1], (0, 2, 3, 1)), (mixed.inputs[1], (0, 2, 1, 3)))
-    ]
+    turned = ordering(made_by(scores.inputs[1], "Transpose"), (0, 1, 3, 2))
+    if turned is None or only_reader(turned.outputs[0], "MatMul") is not scores:
+        return False
+    found = [_heads(value) for value in (queries, turned.inputs[0], mixed.inputs[1])]
     parts = [each for each in found if each is not None]
     shape, shapes = last.outputs[0].shape, [part.layer.source.shape for part in parts if part.layer.source.shape is not None]
     if len(shapes) < 3 or shape is None or len(shape) != 3 or not _may_be_equal(shape[1], shapes[0][1]):
@@ -119,11 +120,11 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     return value, 1.0
 
 
-def _heads(value: ir.Value | None, perm: tuple[int, ...]) -> Heads | None:
-    """The linear layer that these queries, keys or values come from, put in order this way, if nothing else reads them."""
+def _heads(value: ir.Value | None) -> Heads | None:
+    """The linear layer that these queries, keys or values come from, if nothing else reads them."""
     if value is None or len(value.uses()) != 1 or value.is_graph_output():
         return None
-    transpose = ordering(made_by(value, "Transpose"), perm)
+    transpose = ordering(made_by(value, "Transpose"), (0, 2, 1, 3))
     reshape = made_by(transpose.inputs[0], "Reshape") if transpose is not None else None
     layer = layer_of(reshape.inputs[0].producer()) if reshape is not None and reshape.inputs[0] is not None else None
     if (

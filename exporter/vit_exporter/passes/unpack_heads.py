@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vit_exporter.passes.building import Builder, cut_linear
-from vit_exporter.passes.matching import Packed, layer_of, only_reader, ordering, packed_of, part_of, refuse_functions
+from vit_exporter.passes.matching import Packed, layer_of, only_reader, packed_of, part_of, refuse_functions
 
 NAMES = {2: ("k", "v"), 3: ("q", "k", "v")}
 
@@ -16,8 +14,9 @@ NAMES = {2: ("k", "v"), 3: ("q", "k", "v")}
 class UnpackHeads(ir.passes.InPlacePass):
     """A packed linear layer, Reshape, Transpose and Gather become a linear layer, Reshape and Transpose for each part.
 
-    One product of three times the width is no faster than three on the engines measured, and its output needs not be cut up. The keys are
-    transposed once, as the scores' product reads them. Weights are cut by columns, so the numbers are the same.
+    One product of three times the width is no faster than three on the engines measured, and its output needs not be cut up. That the keys
+    are turned once more for the scores stays as it is: OpenVINO makes that a property of its product, and is slower where both are one
+    Transpose. Weights are cut by columns, so the numbers are the same.
     Left alone: a packed layer whose parts something else reads than Gather, or whose weight or output something else reads.
     Raises: ir.passes.PreconditionError if the model has local functions.
     """
@@ -51,22 +50,8 @@ def _unpack(graph: ir.Graph, transpose: ir.Node, packed: Packed) -> bool:
     for index, name in enumerate(NAMES[packed.parts]):
         columns = cut_linear(new, layer.source, layer.linear, f"{stem}{name}", slice(index * width, (index + 1) * width))
         heads = new.node("Reshape", [columns, new.integers([0, 0, *sizes])], None, (shape[0], shape[1], *sizes))
-        gathers = [reader for reader, part in zip(readers, parts, strict=True) if part is not None and part[1] == index]
-        _put_in_order(new, heads, [use for gather in gathers for use in gather.outputs[0].uses()])
+        ordered = new.node("Transpose", [heads], {"perm": [0, 2, 1, 3]}, (shape[0], packed.heads, shape[1], packed.head_dim))
+        for reader, part in zip(readers, parts, strict=True):
+            if part is not None and part[1] == index:
+                reader.outputs[0].replace_all_uses_with(ordered)
     return True
-
-
-def _put_in_order(new: Builder, heads: ir.Value, uses: Sequence[tuple[ir.Node, int]]) -> None:
-    """(B, T, H, D_h) as they want it who read (B, H, T, D_h): with the last two turned where they are turned next."""
-    assert heads.shape is not None  # as it was built
-    batch, tokens, count, width = heads.shape
-    turned = [user for user, _ in uses if ordering(user, (0, 1, 3, 2)) is not None and not user.outputs[0].is_graph_output()]
-    if turned:
-        keys = new.node("Transpose", [heads], {"perm": [0, 2, 3, 1]}, (batch, count, width, tokens))
-        for user in turned:
-            user.outputs[0].replace_all_uses_with(keys)
-    if len(turned) < len(uses):
-        straight = new.node("Transpose", [heads], {"perm": [0, 2, 1, 3]}, (batch, count, tokens, width))
-        for user, position in uses:
-            if user not in turned:
-                user.replace_input_with(position, straight)

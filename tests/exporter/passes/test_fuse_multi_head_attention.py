@@ -21,7 +21,8 @@ APART = """<ir_version: 10, opset_import: ["": 20]> main (float[batch, 5, 6] x, 
  int64[3] thinback = {0, 0, 8}, int64[3] fives = {0, 5, 6}, int64[4] halves = {-1, 5, 1, 3}, int64[3] whole = {-1, 5, 6},
  float s = {0.4}>
 { q1 = MatMul(x, qw)  q2 = Add(q1, qb)  q3 = Reshape(q2, heads)  q = Transpose<perm = [0, 2, 1, 3]>(q3)
-  k1 = MatMul(x, kw)  k2 = Add(k1, kb)  k3 = Reshape(k2, heads)  k = Transpose<perm = [0, 2, 3, 1]>(k3)
+  k1 = MatMul(x, kw)  k2 = Add(k1, kb)  k3 = Reshape(k2, heads)  k0 = Transpose<perm = [0, 2, 1, 3]>(k3)
+  k = Transpose<perm = [0, 1, 3, 2]>(k0)
   v1 = MatMul(x, vw)  v2 = Add(v1, vb)  v3 = Reshape(v2, heads)  v = Transpose<perm = [0, 2, 1, 3]>(v3)
   y = Mul(q, s)  z = MatMul(y, k)  a = Softmax<axis = -1>(z)  m = MatMul(a, v)
   g = Transpose<perm = [0, 2, 1, 3]>(m)  j = Reshape(g, back)  out = Neg(j) }"""
@@ -65,6 +66,10 @@ LEFT = {
         ("q = Transpose<perm = [0, 2, 1, 3]>(q3)", "q0 = Transpose<perm = [0, 2, 3, 1]>(q3)  q = Transpose<perm = [0, 1, 3, 2]>(q0)")
     ),
     "keys changed": but(("MatMul(y, k)", "MatMul(y, r)"), ("y = Mul(q, s)", "y = Mul(q, s)  r = Relu(k)")),
+    "keys turned in one step": but(("(k3)\n  k = Transpose<perm = [0, 1, 3, 2]>(k0)", "(k3)\n  k = Transpose<perm = [0, 2, 3, 1]>(k3)")),
+    "keys turned otherwise": but(
+        ("k = Transpose<perm = [0, 1, 3, 2]>(k0)", "k2b = Transpose<perm = [3, 1, 2, 0]>(k0)  k = Transpose<perm = [2, 1, 0, 3]>(k2b)")
+    ),
     "values changed": but(("m = MatMul(a, v)", "r = Relu(v)  m = MatMul(a, r)")),
     "queries without a bias": but(("q2 = Add(q1, qb)", "q2 = Neg(q1)")),
     "heads of other tokens": but(
@@ -107,7 +112,7 @@ LEFT = {
     "tokens joined": but(("(g, back)", "(g, joined)")),
     "tokens as images": but(("(g, back)", "(g, single)")),
 }
-VALUES = ("q1", "q2", "k2", "k3", "v3", "q", "y", "k", "v", "z", "a", "m", "g")  # of every step on the way
+VALUES = ("q1", "q2", "k2", "k3", "v3", "q", "y", "k0", "k", "v", "z", "a", "m", "g")  # of every step on the way
 
 
 @pytest.mark.parametrize(("text", "scale", "ops"), ACTS.values(), ids=ACTS)
