@@ -20,6 +20,7 @@ class RepeatBlock(ir.passes.InPlacePass):
     Nodes outside the block that read its input (the class token's attention does) then read the last block's input.
     The angles of rotary positions are the same for every block.
     Weights and names follow: `blocks.0.attn.proj.bias` gives `blocks.1.attn.proj.bias` and so on.
+    What the block writes is what nodes outside it read; where none does, the output of the same shape as what it reads.
     Raises: ir.passes.PreconditionError unless the graph has exactly one block that reads and writes one float value.
     """
 
@@ -32,13 +33,15 @@ class RepeatBlock(ir.passes.InPlacePass):
         if found != {TRACED}:
             raise ir.passes.PreconditionError(f"got {sorted(found)}, expected {TRACED} alone; trace the network at depth 1")
         block = _block(model)
-        reads, writes = _reads(block), _writes(block)
+        reads = _reads(block)
+        writes = _writes(block, reads)
         if len(reads) != 1 or len(writes) != 1:
             raise ir.passes.PreconditionError(f"got a block that reads {len(reads)} and writes {len(writes)} values, expected one of each")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         block = _block(model)
-        (entry,), (leaving,) = _reads(block), _writes(block)
+        (entry,) = reads = _reads(block)
+        (leaving,) = _writes(block, reads)
         last, copies, current = self.depth - 1, list[ir.Node](), entry
         for node in block:  # the traced block becomes the last one, and the copies are made from that
             _rename(node, last)
@@ -71,9 +74,10 @@ def _is_shared(node: ir.Node | None) -> bool:
     return node is not None and SHARED in scopes_of(node)
 
 
-def _writes(block: list[ir.Node]) -> list[ir.Value]:
-    inside = {id(node) for node in block}
-    return [value for node in block for value in node.outputs if any(id(user) not in inside for user, _ in value.uses())]
+def _writes(block: list[ir.Node], reads: list[ir.Value]) -> list[ir.Value]:
+    inside, made = {id(node) for node in block}, [value for node in block for value in node.outputs]
+    read = [value for value in made if any(id(user) not in inside for user, _ in value.uses())]
+    return read or [value for value in made if value.is_graph_output() and value.shape == reads[0].shape] if reads else []
 
 
 def _rename(node: ir.Node, index: int) -> None:

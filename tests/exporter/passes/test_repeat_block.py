@@ -127,7 +127,12 @@ def traced_whole(model: ViT) -> ir.Model:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # raised by torch's exporter about its own calls
 @pytest.mark.parametrize(
     ("fields", "outputs"),
-    [({}, OUTPUT_NAMES), ({"class_token": False, "pool": "mean", "representation_size": 8}, ("logits", "embedding", "tokens"))],
+    [
+        ({}, OUTPUT_NAMES),
+        ({"final_norm": "none"}, ("tokens",)),
+        ({"final_norm": "pooled"}, ("attention", "tokens")),
+        ({"class_token": False, "pool": "mean", "representation_size": 8}, ("logits", "embedding", "tokens")),
+    ],
     ids=str,
 )
 def test_the_repeated_graph_computes_what_the_graph_of_all_blocks_computes(fields, outputs):
