@@ -10,17 +10,17 @@ import onnx_ir as ir
 
 
 def apply(
-    model: ir.Model, passes: Sequence[ir.passes.PassBase], check: Callable[[str, ir.Model], float] | None = None
+    model: ir.Model, passes: Sequence[ir.passes.PassBase], check: Callable[[ir.passes.PassBase, ir.Model], float] | None = None
 ) -> tuple[ir.Model, list[dict[str, Any]]]:
     """The model after these passes, and for the manifest what each did.
 
-    `check` is given each pass's name and the graph after it; what it returns is the error there, in floors.
+    `check` is given each pass and the graph after it; what it returns is the error there, in floors.
     """
     applied = []
     for graph_pass in passes:
         name, before = type(graph_pass).__name__, len(model.graph)
         model = graph_pass(model).model
-        applied.append(entry_of(name, before, model, check(name, model) if check else None))
+        applied.append(entry_of(name, before, model, check(graph_pass, model) if check else None))
     return model, applied
 
 

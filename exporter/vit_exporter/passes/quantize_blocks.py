@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vit_exporter.passes.building import Builder
-from vit_exporter.passes.int8 import products
+from vit_exporter.passes.int8 import Product, products
 from vit_exporter.passes.matching import refuse_functions, sizes
 
 DOMAIN = "com.microsoft"
@@ -39,7 +39,7 @@ class QuantizeBlocks(ir.passes.InPlacePass):
         for product in products(model.graph):
             tensor, name = product.weight.const_value, product.weight.name or ""
             rows, columns = sizes(tensor) or (0, 0)
-            if product.layer in self.kept or rows % BLOCK or tensor is None:
+            if product.layer in self.kept or not fits_blocks(product) or tensor is None:
                 continue
             new = Builder(model.graph, product.node, product.node.outputs[0])
             del model.graph.initializers[name]
@@ -52,6 +52,11 @@ class QuantizeBlocks(ir.passes.InPlacePass):
         if modified:
             model.graph.opset_imports[DOMAIN] = 1
         return ir.passes.PassResult(model, modified)
+
+
+def fits_blocks(product: Product) -> bool:
+    """Whether the weight's inputs make whole blocks."""
+    return product.weight.shape is not None and product.weight.shape[0] % BLOCK == 0
 
 
 def _parameter(graph: ir.Graph, name: str, compute: Any, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from vit_exporter.passes.applying import apply, entry_of
 from vit_exporter.passes.fold_smoothing import FoldSmoothing
 from vit_exporter.passes.int8 import products
-from vit_exporter.passes.quantize_blocks import QuantizeBlocks
+from vit_exporter.passes.quantize_blocks import QuantizeBlocks, fits_blocks
 from vit_exporter.passes.quantize_dynamic import QuantizeDynamic
 from vit_exporter.passes.quantize_weights import QuantizeWeights
 from vit_exporter.passes.store_half import StoreHalf
@@ -108,7 +108,8 @@ def reduce(
         layers = static.units(base)
         entry = entry_of("QuantizeStatic", len(graph.graph), base)
     else:
-        base, layers, entry = graph, [product.layer for product in products(graph.graph)], None
+        fitting = [product for product in products(graph.graph) if precision != "int4w" or fits_blocks(product)]
+        base, layers, entry = graph, [product.layer for product in fitting], None
 
     def make(kept: Collection[str]) -> tuple[ir.Model, list[dict[str, Any]]]:
         if entry is None:

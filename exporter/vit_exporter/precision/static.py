@@ -27,6 +27,7 @@ from vit_runtime.providers import load_onnxruntime
 
 ALPHA = 0.5  # how much of an outlier goes into the weight
 KEPT_OPS = ("Conv", "Gemm")
+WARNING, FATAL = 2, 4  # onnxruntime's log levels
 _STORED = re.compile(r"^(q_output|scale|zero_point)_(.+\.weight)_\d+$")
 _SUFFIXES = {"q_output": "", "scale": "_scale", "zero_point": "_zero_point"}
 
@@ -119,8 +120,14 @@ def _named(proto: onnx.ModelProto) -> ir.Model:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """NNCF tells of its progress on stdout, where a command's answer goes, and onnxruntime below it warns of what NNCF does."""
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    load_onnxruntime().set_default_logger_severity(4)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger, ort = logging.getLogger("nncf"), load_onnxruntime()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    ort.set_default_logger_severity(FATAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        ort.set_default_logger_severity(WARNING)  # its own default; it does not tell what it was
