@@ -107,7 +107,7 @@ def main(console: Console, list_archs: bool, out: Path | None, arch: str | None,
     changes = Changes(asked.img_size, classes, asked.pool, options["dynamic_size"])
     split = tuple(whole_numbers(options["token_split"], "--token-split", once=False)) if options["token_split"] is not None else ()
     asked_for = ("opset", "simplify", "verify", "external_data", "force", "target", "precision", "calibrate", "max_drop", "verify_passes")
-    keep = tuple(options["keep"].split(",")) if options["keep"] else ()
+    keep = tuple(options["keep"].split(",")) if options["keep"] is not None else ()
     chosen = {name: options[name] for name in asked_for if options[name] is not None}
     if checkpoint is not None:
         made = partial(checkpoint_source, checkpoint, changes, names, labels, options=asked, sha256=options["sha256"])

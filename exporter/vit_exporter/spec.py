@@ -63,6 +63,8 @@ class ExportSpec:
             raise InputError(f"got --max-drop, expected it with verification and one of the precisions {', '.join(SEARCHED)}")
         if self.max_drop is not None and not 0 < self.max_drop < 1:
             raise InputError(f"got --max-drop {self.max_drop:g}, expected a number between 0 and 1, such as 0.01")
+        if self.calibrate is not None and not self.verify and self.precision != "int8-static":
+            raise InputError(f"got --calibrate with --no-verify for {self.precision}, which its images would only judge; leave one out")
         if self.keep and self.precision not in SEARCHED:
             raise InputError(f"got --keep for precision {self.precision}, expected it with one of {', '.join(SEARCHED)}")
         if self.verify_passes and not (self.verify and self.simplify):
