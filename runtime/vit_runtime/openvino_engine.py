@@ -46,13 +46,12 @@ def find_openvino() -> Any:
     """The openvino module, or the Obstacle in its way."""
     try:
         module = importlib.import_module("openvino")
-        module.Core  # noqa: B018 (a folder with leftovers has none)
-    except ModuleNotFoundError as error:
-        if error.name == "openvino":
+    except Exception as error:  # noqa: BLE001 (a damaged wheel fails in many ways: missing files, missing libraries, numpy's ABI)
+        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
             return Obstacle("missing", "openvino is not installed", INSTALL)
         return Obstacle("broken", f"openvino cannot be imported ({one_line(error)})", REINSTALL)
-    except Exception as error:  # noqa: BLE001 (a damaged wheel fails in many ways: missing files, missing libraries, numpy's ABI)
-        return Obstacle("broken", f"openvino cannot be imported ({one_line(error)})", REINSTALL)
+    if not hasattr(module, "Core"):
+        return Obstacle("broken", "openvino cannot be imported (its folder holds leftovers without a Core)", REINSTALL)
     return module
 
 

@@ -575,7 +575,7 @@ BROKEN: dict[str, tuple[Callable[[Site], object], str]] = {
         lambda site: site.stub("import openvino_of_another_release"),
         "openvino cannot be imported (No module named 'openvino_of_another_release')",
     ),
-    "leftovers": (lambda site: (site.folder / "openvino" / "libs").mkdir(parents=True), "openvino cannot be imported (module 'openvino'"),
+    "leftovers": (lambda site: (site.folder / "openvino" / "libs").mkdir(parents=True), "openvino cannot be imported (its folder holds leftovers without a Core)"),
     "no CPU plugin": (Site.gut, 'OpenVINO failed (Device with "CPU" name is not registered in the OpenVINO Runtime'),
 }
 
