@@ -55,12 +55,12 @@ def plain(arch: str, folder: Path, kind: str) -> Path:
 
 
 def ours(arch: str, folder: Path, target: str, precision: str, options: tuple[str, ...] = ()) -> Path:
-    """What vit-export makes of the checkpoint; what it computes is not the question here."""
+    """What vit-export makes of the checkpoint, with the plain export's output alone; what it computes is not the question here."""
     name = "-".join([target, precision, *(option.strip("-").replace(",", "+") for option in options)])
     path = folder / arch / f"ours-{name}.onnx"
     if not path.exists():
         command = [BIN / "vit-export", "--checkpoint", checkpoint(arch, folder), "--target", target, "--precision", precision]
-        subprocess.run([*map(str, command), *options, "--no-verify", "--out", str(path), "-q"], check=True)
+        subprocess.run([*map(str, command), *options, "--outputs", "logits", "--no-verify", "--out", str(path), "-q"], check=True)
     return path
 
 

@@ -116,8 +116,11 @@ def random_crops(photo: Image.Image, seed: int) -> list[Image.Image]:
 
 def gallery(photos: dict[str, Image.Image]) -> Crops:
     """The views that stand for each photograph."""
-    boxes = {name: [(x0 * p.width, y0 * p.height, x1 * p.width, y1 * p.height) for x0, y0, x1, y1 in VIEWS] for name, p in photos.items()}
-    return {name: [photos[name].crop(tuple(map(round, box))) for box in found] for name, found in boxes.items()}  # type: ignore[arg-type]
+
+    def view(photo: Image.Image, x0: float, y0: float, x1: float, y1: float) -> Image.Image:
+        return photo.crop((round(x0 * photo.width), round(y0 * photo.height), round(x1 * photo.width), round(y1 * photo.height)))
+
+    return {name: [view(photo, *box) for box in VIEWS] for name, photo in photos.items()}
 
 
 def make(variant: Variant, files: Path, number: int) -> Path:
