@@ -4,9 +4,7 @@ import dataclasses
 import io
 import os
 import shutil
-import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers import assert_refused_after_a_fork
 from onnx import numpy_helper
 from PIL import Image
 
@@ -428,23 +427,7 @@ def test_several_threads_at_once_get_the_numbers_of_one(model: Model, pictures: 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_model_that_was_loaded_before_a_fork_says_so_instead_of_hanging(model: Model):
-    model.run(inputs(1))  # its threads are at work
-    with warnings.catch_warnings():
-        if sys.version_info >= (3, 12):
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads, which is the point here
-        child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            model.run(inputs(1))
-        except SessionError as error:
-            code = 42 if "load in the child" in str(error) else 2
-        except BaseException:  # noqa: BLE001 - nothing may leave the child but its exit code
-            code = 3
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
-    model.run(inputs(1))  # and the parent goes on
+    assert_refused_after_a_fork(lambda: model.run(inputs(1)))
 
 
 def test_a_model_does_not_need_its_file_after_it_was_loaded(tiny_model: Path, model: Model, tmp_path: Path):

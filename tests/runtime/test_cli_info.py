@@ -1,0 +1,164 @@
+"""vit-info: what is in a file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from helpers import document_of, run, with_manifest
+
+from vit_runtime.manifest import Manifest, read_manifest
+
+
+def test_info_says_what_is_in_a_file(tiny_model: Path):
+    result = run("vit-info", tiny_model)
+    assert result.exit_code == 0
+    for words in (
+        "custom, 0.0 M parameters, patch 8, pool cls",
+        "random, seed 0",
+        "pixel_values float32 (batch, 3, 32, 32)",
+        "RGB, resize to 32x32 (bilinear), / 255, mean 0.5, std 0.5\n",
+        "logits float32 (batch, 10): unnormalised score",
+        "10: ant, bee, cat, dog, eel ...",
+        "opset 18, target portable, precision fp32",
+        "LayerNormalization 5",
+        "16 golden images, at most 2x (rms) and 8x (largest) PyTorch's own float32 error",
+    ):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fixture", "words"),
+    [
+        ("tiny_external", "with tiny.onnx.data"),
+        ("tiny_unverified", "not verified: exported with --no-verify"),
+        ("tiny_embedder", "labels   none, as there are no classes\n"),
+        ("tiny_clip", "labels   none, as there are no classes\n"),
+        ("tiny_clip", "logits float32 (batch, 24): image representation in the space that images and texts share, not normalised"),
+        ("tiny_projected", "labels   none\n"),
+        ("tiny_projected", "tokens float32 (batch, 65, 64)"),
+    ],
+)
+def test_info_of_other_files(fixture: str, words: str, request: pytest.FixtureRequest):
+    result = run("vit-info", request.getfixturevalue(fixture))
+    assert result.exit_code == 0
+    assert words in result.stdout
+
+
+def test_info_of_a_reduced_file_says_how_near_it_is_to_pytorch(tiny_int8: Path):
+    result = run("vit-info", tiny_int8)
+    assert result.exit_code == 0
+    assert "graph    opset 20, target cpu, precision int8, " in result.stdout
+    assert "/ 255, mean 0.5, std 0.5 in the graph\n" in result.stdout
+    assert "parity   16 golden images; at export:\n" in result.stdout
+    assert "accuracy 24 generated images on cpu, against PyTorch's float32:\n" in result.stdout
+    manifest = read_manifest(tiny_int8)[0]
+    assert manifest.parity is not None
+    assert manifest.accuracy is not None
+    lines = [line.split() for line in result.stdout.splitlines()]
+    for measured in manifest.parity.measured:
+        assert measured.nearness is not None
+        row = next(row for row in lines if row[:4] == ["cpu", measured.output, str(measured.batch_size), "32x32"])
+        assert row[4] == f"{measured.nearness.cosine:.5f}"
+        assert len(row) == (8 if measured.output == "logits" else 6)
+    found = manifest.accuracy.outputs["logits"]
+    assert found.top1 is not None
+    assert ["logits", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", f"{found.top1:.1%}", f"{found.kl_mean:.1e}"] in lines
+    found = manifest.accuracy.outputs["embedding"]
+    assert ["embedding", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}"] in lines
+
+
+def test_info_names_kept_layers_pieces_of_tokens_and_photographs(tiny_int8: Path, tmp_path: Path):
+    def change(document: Any) -> None:
+        document["build"]["token_split"] = [9, 8]
+        document["build"]["kept"] = [{"layer": "blocks.0.mlp.fc2", "before": 0.97, "after": 0.99}]
+        document["accuracy"]["source"] = "photographs"
+
+    result = run("vit-info", with_manifest(tiny_int8, tmp_path, change))
+    assert result.exit_code == 0
+    assert " nodes, tokens in pieces of 9, 8\n" in result.stdout
+    assert "kept     blocks.0.mlp.fc2 in higher precision" in result.stdout
+    assert "accuracy 24 photographs on cpu" in result.stdout
+
+
+def test_info_of_a_float32_file_names_neither(tiny_model: Path):
+    result = run("vit-info", tiny_model)
+    assert not re.search(r"^(kept|accuracy) |pieces of|in the graph", result.stdout, re.MULTILINE)
+
+
+def test_info_shows_the_ops_before_and_after_each_pass(tiny_int8: Path):
+    """A column a pass, a dot where it left the number as it was; the last number of each row is what the graph has now."""
+    result = run("vit-info", tiny_int8, "--graph")
+    assert result.exit_code == 0
+    build = read_manifest(tiny_int8)[0].build
+    title, header, *rows = result.stdout.splitlines()
+    assert title == f"{tiny_int8}, opset 20, target cpu, int8"
+    count = len(build["passes"])
+    assert header.split() == ["traced", *(str(number) for number in range(1, count + 1))]
+    assert rows[-count:] == [f"  {number}  {step['name']}" for number, step in enumerate(build["passes"], start=1)]
+    (totals,) = (row.split() for row in rows if row.startswith("  nodes "))
+    assert totals == ["nodes", str(sum(build["traced"].values())), *(str(step["nodes_after"]) for step in build["passes"])]
+    stages = [build["traced"], *(step["ops"] for step in build["passes"])]
+    table_rows = [row.split() for row in rows[: rows.index(next(row for row in rows if row.startswith("  nodes ")))]]
+    assert {name for name, *_ in table_rows} == {op for ops in stages for op in ops}
+    for name, first, *changes in table_rows:
+        now = [int(first)]
+        for change in changes:
+            now.append(now[-1] if change == "." else int(change))
+        assert now == [ops.get(name, 0) for ops in stages], name
+    assert [row[1:] for row in table_rows if row[0] == "MatMulInteger"] == [["0", *["."] * (count - 1), "12"]]
+
+
+def test_info_shows_errors_of_passes_where_they_were_measured(tiny_int8: Path, tmp_path: Path):
+    def change(document: Any) -> None:
+        document["build"]["passes"][0]["floors"] = 1.234
+        document["build"]["passes"][-1]["floors"] = 40
+
+    assert "error, floors" not in run("vit-info", tiny_int8, "--graph").stdout
+    result = run("vit-info", with_manifest(tiny_int8, tmp_path, change), "--graph")
+    assert re.search(r"^  error, floors +1\.23 +40\.00$", result.stdout, re.MULTILINE)
+
+
+def test_info_shows_the_graph_of_a_file_whose_passes_were_left_out(tiny_model: Path, tmp_path: Path):
+    result = run("vit-info", with_manifest(tiny_model, tmp_path, lambda document: document["build"].update(passes=[])), "--graph")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].split() == ["traced"]
+
+
+def test_the_graph_as_data_is_the_whole_manifest_too(tiny_int8: Path):
+    assert document_of(run("vit-info", tiny_int8, "--graph", "--json")) == document_of(run("vit-info", tiny_int8, "--json"))
+
+
+@pytest.mark.parametrize("value", [None, "x", [None], {}], ids=["null", "text", "list", "object"])
+def test_info_prints_whatever_a_manifest_says_or_refuses_it(value: object, tiny_int8: Path, tmp_path: Path):
+    """Of how the file was made and judged: no entry of another kind is a traceback."""
+    build = ["token_split", "calibration", "kept", "traced", "passes"]
+    places: list[list[str | int]] = [["build", entry] for entry in build]
+    places += [["build", "traced", "Add"], ["build", "kept", 0], ["build", "kept", 0, "layer"], ["build", "kept", 0, "before"]]
+    places += [["build", "passes", 0, entry] for entry in ("name", "ops", "floors", "nodes_before")] + [
+        ["build", "passes", 0, "ops", "Add"]
+    ]
+    places += [["accuracy"], ["accuracy", "outputs"], ["accuracy", "source"], ["accuracy", "images"]]
+    places += [["accuracy", "outputs", "logits", entry] for entry in ("cosine_min", "cosine_mean", "top1", "kl_mean", "kl_max")]
+    places += [["parity", "measured", 0, "nearness"], ["parity", "limits"], ["parity", "measured"]]
+    for place in places:
+
+        def change(document: Any, place: list[str | int] = place) -> None:
+            document["build"]["kept"] = [{"layer": "blocks.0.mlp.fc2", "before": None, "after": None}]
+            *above, last = place
+            for key in above:
+                document = document[key]
+            document[last] = value
+
+        path = with_manifest(tiny_int8, tmp_path, change)
+        for more in ((), ("--graph",)):
+            assert run("vit-info", path, *more).exit_code in (0, 3), place
+
+
+def test_info_gives_the_whole_manifest_as_data(tiny_model: Path, tiny_manifest: Manifest):
+    document = document_of(run("vit-info", tiny_model, "--json"))
+    assert document["manifest"] == tiny_manifest.to_dict()
+    assert document["file"]["path"] == str(tiny_model)
+    assert document["file"]["size"] == tiny_model.stat().st_size
+    assert document["file"]["nodes"] == sum(document["file"]["ops"].values()) == len(onnx.load(tiny_model).graph.node)

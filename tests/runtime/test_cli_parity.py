@@ -1,0 +1,143 @@
+"""vit-parity: whether a file is what its record says, as lines, as data and as exit code."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import copied, document_of, failed, run, run_apart, with_manifest
+from onnx import numpy_helper
+
+
+def test_parity_passes_an_honest_file(tiny_model: Path):
+    result = run("vit-parity", tiny_model)
+    assert result.exit_code == 0
+    assert f"{tiny_model} on cpu: passed (limits: 2 and 8 floors)" in result.stdout
+    assert "FAILED" not in result.stdout
+    assert len(re.findall(r"^  (logits|embedding|tokens|attention) +[1-7] ", result.stdout, re.MULTILINE)) == 20
+
+
+def test_parity_fails_a_changed_file_with_exit_code_1(tiny_model: Path, edited: Callable[[float], Path]):
+    path = edited(0.5)
+    result = run("vit-parity", tiny_model, path, "--batch-sizes", "1,4")
+    assert result.exit_code == 1
+    assert f"{tiny_model} on cpu: passed" in result.stdout
+    assert f"{path} on cpu: FAILED" in result.stdout
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["logits", "logits"]
+
+
+def test_parity_gives_the_same_as_data(tiny_model: Path, edited: Callable[[float], Path]):
+    path = edited(0.5)
+    document = document_of(run("vit-parity", tiny_model, path, "--json", "--batch-sizes", "3"), 1)
+    assert document["passed"] is False
+    assert [(entry["model"], entry["passed"]) for entry in document["models"]] == [(str(tiny_model), True), (str(path), False)]
+    report = document["models"][0]["reports"][0]
+    assert report["limits"] == {"rms": 2.0, "max": 8.0}
+    assert {check["batch_size"] for check in report["checks"]} == {3}
+    assert all(check["rms_floors"] <= 2 for check in report["checks"])
+
+
+def test_parity_of_nan_is_null_in_json_and_fails(edited: Callable[[float], Path]):
+    document = document_of(run("vit-parity", edited(float("nan")), "--json"), 1)
+    checks = document["models"][0]["reports"][0]["checks"]
+    assert {check["rms"] for check in checks if check["output"] == "logits"} == {None}
+    assert not any(check["passed"] for check in checks if check["output"] == "logits")
+
+
+def test_parity_without_a_record_is_exit_code_3(tiny_unverified: Path):
+    assert "no golden record" in failed(run("vit-parity", tiny_unverified), 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--providers", "cpu,cpu"), "expected each provider once"),
+        (("--providers", ""), "expected one of auto"),
+        (("--batch-sizes", ""), "expected whole numbers"),
+        (("--batch-sizes", "1,x"), "expected whole numbers"),
+        (("--batch-sizes", "0"), "at least 1, each once"),
+        (("--batch-sizes", "2,2"), "at least 1, each once"),
+    ],
+)
+def test_parity_refuses_what_cannot_be_checked(arguments: tuple[str, ...], words: str, tiny_model: Path):
+    assert words in failed(run("vit-parity", tiny_model, *arguments), 2)
+
+
+def test_parity_of_a_reduced_file_tells_how_near_it_is(tiny_int8: Path):
+    result = run("vit-parity", tiny_int8, "--batch-sizes", "1,4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    first, *rows, last = result.stdout.splitlines()
+    limits = re.fullmatch(rf"{tiny_int8} on cpu: passed \(least cosine: (.+)\)", first)
+    assert limits
+    assert re.fullmatch(
+        r"attention 0\.9\d+, embedding 0\.9\d+, logits 0\.9\d+ and KL [\d.e-]+, tokens 0\.9\d+", ", ".join(sorted(limits[1].split(", ")))
+    )
+    assert rows[0].split() == ["output", "batch", "size", "least", "cosine", "mean", "same", "class", "largest", "KL"]
+    assert [row.split()[:3] for row in rows[1:]] == [
+        [name, batch, "32x32"] for batch in ("1", "4") for name in ("attention", "embedding", "logits", "tokens")
+    ]
+    assert all(re.search(r"  [01]\.\d{5}  [01]\.\d{5}(  +\d+%  +\d\.\de-\d\d)?$", row) for row in rows[1:])
+    assert [row.split()[0] for row in rows if "%" in row] == ["logits", "logits"]
+    assert last == "Of reduced precision: each output may be twice as far from float64 PyTorch as it was when the file was made."
+
+
+def test_parity_fails_a_changed_reduced_file_with_exit_code_1(tiny_int8: Path, tmp_path: Path):
+    """The scales of one layer are half as large again. Attention is computed before it."""
+
+    def stretch(proto: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "blocks.1.attn.proj.weight_scale")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+
+    path = copied(tiny_int8, tmp_path, stretch)
+    result = run("vit-parity", path, "--batch-sizes", "1")
+    assert result.exit_code == 1
+    assert f"{path} on cpu: FAILED (least cosine: " in result.stdout
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["embedding", "logits", "tokens"]
+    document = document_of(run("vit-parity", path, "--batch-sizes", "1", "--json"), 1)
+    assert document["passed"] is False
+
+
+def test_parity_fails_a_reduced_file_whose_limits_are_tighter_than_it_is_near(tiny_int8: Path, tmp_path: Path):
+    def tighten(document: Any) -> None:
+        document["parity"]["limits"]["embedding"]["cosine"] = 1.0
+
+    result = run("vit-parity", with_manifest(tiny_int8, tmp_path, tighten), "--batch-sizes", "2")
+    assert result.exit_code == 1
+    assert "embedding 1," in result.stdout
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["embedding"]
+
+
+def test_parity_of_a_reduced_file_gives_the_same_as_data(tiny_int8: Path):
+    document = document_of(run("vit-parity", tiny_int8, "--json", "--batch-sizes", "3"))
+    (report,) = document["models"][0]["reports"]
+    assert report["limits"].keys() == {"logits", "embedding", "tokens", "attention"}
+    for check in report["checks"]:
+        limit = report["limits"][check["output"]]
+        assert limit["cosine"] <= check["accuracy"]["cosine_min"] <= 1
+        assert (limit["kl"] is None) == (check["accuracy"]["kl_max"] is None) == (check["output"] != "logits")
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_int8", "tiny_openvino"])
+def test_parity_holds_providers_against_the_record_and_against_one_another(fixture: str, request: pytest.FixtureRequest):
+    pytest.importorskip("openvino")
+    path = request.getfixturevalue(fixture)
+    result = run("vit-parity", path, "--providers", "cpu,openvino", "--batch-sizes", "1,3")
+    assert result.exit_code == 0
+    heads = [line.partition(" (")[0] for line in result.stdout.splitlines() if line.startswith(str(path))]
+    assert heads == [f"{path} on {what}: passed" for what in ("cpu", "openvino", "openvino against cpu")]
+    document = document_of(run("vit-parity", path, "--providers", "openvino,cpu", "--batch-sizes", "1", "--json"))
+    reports = document["models"][0]["reports"]
+    assert [{check["provider"] for check in report["checks"]} for report in reports] == [{"openvino"}, {"cpu"}, {"cpu against openvino"}]
+    alone, between = reports[0]["limits"], reports[2]["limits"]
+    if fixture == "tiny_model":
+        assert between == {"rms": 2 * alone["rms"], "max": 2 * alone["max"]}
+    else:
+        assert 1 - between["embedding"]["cosine"] == pytest.approx(4 * (1 - alone["embedding"]["cosine"]))
+
+
+def test_parity_in_a_process_of_its_own_gives_its_exit_code(tiny_model: Path, edited: Callable[[float], Path]):
+    assert run_apart("vit-parity", tiny_model, "--batch-sizes", "1").returncode == 0
+    assert run_apart("vit-parity", edited(0.5), "--batch-sizes", "1", "--json").returncode == 1
