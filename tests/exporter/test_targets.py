@@ -167,7 +167,7 @@ LAST = {
     "fp16": ["StoreHalf"],
     "bf16": ["StoreHalf"],
     "int8": ["QuantizeDynamic"],
-    "int8-static": ["QuantizeStatic", "FoldSmoothing"],
+    "int8-static": ["SmoothProducts", "QuantizeStatic", "FoldSmoothing"],
     "int4w": ["QuantizeBlocks"],
 }
 

@@ -37,6 +37,14 @@ def products(graph: ir.Graph) -> Iterator[Product]:
             yield Product(node, source, weight, (weight.name or "").removesuffix(".weight"))
 
 
+def products_by_source(graph: ir.Graph) -> dict[str, list[Product]]:
+    """The products, those together that read the same value, by its name."""
+    found: dict[str, list[Product]] = {}
+    for product in products(graph):
+        found.setdefault(product.source.name or "", []).append(product)
+    return found
+
+
 def quantized_weight(graph: ir.Graph, product: Product) -> tuple[ir.Value, ir.Value]:
     """The product's weight as int8 (in, out) and float32 scales (out,), in the weight's place; computed when somebody reads them."""
     name, tensor = product.weight.name or "", product.weight.const_value

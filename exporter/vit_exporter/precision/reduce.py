@@ -19,9 +19,11 @@ from vit_exporter.passes.int8 import products
 from vit_exporter.passes.quantize_blocks import QuantizeBlocks, fits_blocks
 from vit_exporter.passes.quantize_dynamic import QuantizeDynamic
 from vit_exporter.passes.quantize_weights import QuantizeWeights
+from vit_exporter.passes.smooth_products import SmoothProducts
 from vit_exporter.passes.store_half import StoreHalf
 from vit_exporter.precision import static
 from vit_exporter.precision.sensitivity import Budget, Kept, search
+from vit_exporter.precision.smoothing import smoothing_factors
 from vit_exporter.targets import Target
 from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
 from vit_runtime.accuracy import Accuracy, accuracies
@@ -104,18 +106,19 @@ def reduce(
     """
     if precision == "int8-static":
         tell("measuring scales")
-        base = static.quantize_static(graph, calibrate)
+        smooth, first = apply(graph.clone(), [SmoothProducts(smoothing_factors(graph, calibrate))])
+        base = static.quantize_static(smooth, calibrate)
         layers = static.units(base)
-        entry = entry_of("QuantizeStatic", len(graph.graph), base)
+        first.append(entry_of("QuantizeStatic", len(smooth.graph), base))
     else:
         fitting = [product for product in products(graph.graph) if precision != "int4w" or fits_blocks(product)]
-        base, layers, entry = graph, [product.layer for product in fitting], None
+        base, layers, first = graph, [product.layer for product in fitting], []
 
     def make(kept: Collection[str]) -> tuple[ir.Model, list[dict[str, Any]]]:
-        if entry is None:
+        if precision != "int8-static":
             return apply(base.clone(), [_pass_of(target, precision, kept)])
         model, applied = apply(static.without(base, kept), [FoldSmoothing()])
-        return model, [entry, *applied]
+        return model, [*first, *applied]
 
     _check_names(keep, layers)
     kept = [Kept(layer, None, None) for layer in keep]

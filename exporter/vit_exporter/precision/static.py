@@ -1,9 +1,9 @@
 """Static int8 by NNCF: scales of weights and of inputs measured once, on calibration images.
 
 What is chosen here was measured on trained weights and photographs that were not calibrated with (docs/performance.md): the largest and
-smallest number seen bound the range, because clipping a few outlier tokens costs more than a coarser step; SmoothQuant with alpha 0.5; and
-only products are quantised: of attention's two the scores', while the softmax and its product stay in floating point, as do residuals,
-norms, GELU, the patch embedding and the head.
+smallest number seen bound the range, because clipping a few outlier tokens costs more than a coarser step; what smooths is smoothing.py,
+because NNCF's has one alpha for all layers; and only products are quantised: of attention's two the scores', while the softmax and its
+product stay in floating point, as do residuals, norms, GELU, the patch embedding and the head.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vit_exporter.passes.matching import constant, made_by
 from vit_runtime.errors import MachineError
 from vit_runtime.providers import load_onnxruntime
 
-ALPHA = 0.5  # how much of an outlier goes into the weight
-KEPT_OPS = ("Conv", "Gemm")
+KEPT_OPS = ("Conv", "Gemm", "Mul")
+NO_SMOOTHING = -1  # NNCF's name for it
 WARNING, FATAL = 2, 4  # onnxruntime's log levels
 _STORED = re.compile(r"^(q_output|scale|zero_point)_(.+\.weight)_\d+$")
 _SUFFIXES = {"q_output": "", "scale": "_scale", "zero_point": "_zero_point"}
@@ -34,8 +34,6 @@ _SUFFIXES = {"q_output": "", "scale": "_scale", "zero_point": "_zero_point"}
 
 def quantize_static(graph: ir.Model, pixel_values: npt.NDArray[np.float32]) -> ir.Model:
     """The graph in QDQ form, weights stored in int8; pixel_values float32 (B, C, H, W) are run through it one by one.
-
-    The factors of SmoothQuant still stand before the quantisation, for FoldSmoothing to fold.
 
     Raises: MachineError where NNCF is missing.
     """
@@ -56,7 +54,7 @@ def quantize_static(graph: ir.Model, pixel_values: npt.NDArray[np.float32]) -> i
             subset_size=len(pixel_values),
             ignored_scope=nncf.IgnoredScope(types=present),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=ALPHA),
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=NO_SMOOTHING),
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             ),
         )

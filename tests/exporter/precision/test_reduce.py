@@ -211,7 +211,7 @@ def test_a_layer_that_is_not_there_is_refused_with_the_nearest(planted):
         ("cpu", "int8", ["QuantizeDynamic"]),
         ("openvino", "int8", ["QuantizeWeights"]),
         ("cpu", "int4w", ["QuantizeBlocks"]),
-        ("portable", "int8-static", ["QuantizeStatic", "FoldSmoothing"]),
+        ("portable", "int8-static", ["SmoothProducts", "QuantizeStatic", "FoldSmoothing"]),
     ],
 )
 def test_what_makes_a_precision_is_told_with_the_nodes_before_and_after(unfused, target, precision, passes):
