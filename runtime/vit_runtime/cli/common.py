@@ -97,6 +97,12 @@ def shown(path: object) -> str:
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def check_place(option: str, file: Path | None) -> None:
+    """Before the work that it is to hold the result of. Raises: InputError for a file whose folder does not exist."""
+    if file is not None and not file.resolve().parent.is_dir():
+        raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it with `mkdir -p {file.parent}`")
+
+
 @contextlib.contextmanager
 def writing(file: Path) -> Iterator[None]:
     """Around writing a result. Raises: MachineError where that fails."""

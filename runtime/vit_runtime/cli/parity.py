@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import click
 
-from vit_runtime.cli.common import Command, Console, output_options, table, whole_numbers
+from vit_runtime.cli.common import Command, Console, check_place, output_options, table, whole_numbers, writing
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Limits, ReducedLimits
 from vit_runtime.model import Model, load
 from vit_runtime.parity import BATCH_SIZES, Check, Report, check_record, compare
+from vit_runtime.reporting import Result, junit, summary
 
 
 @click.command(cls=Command)
@@ -24,8 +26,22 @@ from vit_runtime.parity import BATCH_SIZES, Check, Report, check_record, compare
 )
 @click.option("--batch-sizes", default=",".join(map(str, BATCH_SIZES)), show_default=True, help="The batch sizes to check at.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
+@click.option(
+    "--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write the checks as JUnit's XML."
+)
+@click.option(
+    "--summary", "summary_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write a summary in Markdown."
+)
 @output_options
-def main(console: Console, models: tuple[str, ...], providers: str, batch_sizes: str, threads: int | None) -> None:
+def main(
+    console: Console,
+    models: tuple[str, ...],
+    providers: str,
+    batch_sizes: str,
+    threads: int | None,
+    junit_file: Path | None,
+    summary_file: Path | None,
+) -> None:
     """Check files against what float64 PyTorch computed when they were exported. Needs nothing but the files.
 
     Exit code 0: every check passed. 1: one failed.
@@ -35,12 +51,18 @@ def main(console: Console, models: tuple[str, ...], providers: str, batch_sizes:
     names, sizes = providers.split(","), whole_numbers(batch_sizes, "--batch-sizes")
     if len(set(names)) < len(names):
         raise InputError(f"got --providers {providers!r}, expected each provider once; one alone is checked against the record")
-    results = [(path, _check(console, Path(path), names, sizes, threads)) for path in models]
-    passed = all(report.passed for _, reports in results for report in reports)
+    check_place("--junit", junit_file)
+    check_place("--summary", summary_file)
+    results = [Result(path, tuple(_check(console, Path(path), names, sizes, threads))) for path in models]
+    for file, write in ((junit_file, junit), (summary_file, summary)):
+        if file is not None:
+            with writing(file):
+                file.write_text(write(results), encoding="utf-8", errors="replace")
+    passed = all(result.passed for result in results)
     documents = [
-        {"model": path, "passed": all(r.passed for r in reports), "reports": [r.to_dict() for r in reports]} for path, reports in results
+        {"model": result.path, "passed": result.passed, "reports": [report.to_dict() for report in result.reports]} for result in results
     ]
-    console.result({"passed": passed, "models": documents}, "\n".join(_text(path, reports) for path, reports in results))
+    console.result({"passed": passed, "models": documents}, "\n".join(_text(result.path, result.reports) for result in results))
     click.get_current_context().exit(0 if passed else 1)
 
 
@@ -55,7 +77,7 @@ def _check(console: Console, path: Path, names: list[str], sizes: list[int], thr
     return reports
 
 
-def _text(path: str, reports: list[Report]) -> str:
+def _text(path: str, reports: Sequence[Report]) -> str:
     lines, floors = [], True
     for report in reports:
         verdict = "passed" if report.passed else "FAILED"

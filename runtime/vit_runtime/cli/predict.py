@@ -12,7 +12,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.cli.common import Command, Console, output_options, shown, writing
+from vit_runtime.cli.common import Command, Console, check_place, output_options, shown, writing
 from vit_runtime.errors import ImageError, InputError
 from vit_runtime.images import find_images
 from vit_runtime.model import BATCH_SIZE, Model, Prediction, load, no_classes, no_features
@@ -53,9 +53,8 @@ def main(
 
     Example: vit-predict vit.onnx photo.jpg holiday/ --topk 3
     """
-    for option, file in (("--embeddings", embeddings), ("--csv", csv_file)):
-        if file is not None and not file.resolve().parent.is_dir():
-            raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it with `mkdir -p {file.parent}`")
+    check_place("--embeddings", embeddings)
+    check_place("--csv", csv_file)
     paths = find_images(images)
     loaded = load(model, provider, threads, cache_dir)
     scores, features = loaded.manifest.class_scores, loaded.manifest.features

@@ -1,0 +1,87 @@
+"""A parity check's verdict for the pages of a CI system: JUnit's XML, and a summary in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from vit_runtime.manifest import Limits
+from vit_runtime.parity import Check, Report
+
+FAILURES = 20  # that a summary shows
+
+
+@dataclass(frozen=True)
+class Result:
+    """A file and its reports: one for each provider, then one for each pair of them."""
+
+    path: str
+    reports: tuple[Report, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every report did."""
+        return all(report.passed for report in self.reports)
+
+
+def junit(results: Sequence[Result]) -> str:
+    """A document of testsuites: a suite for each report, a case for each check. Characters that XML has not become question marks."""
+    root = ElementTree.Element("testsuites", name="vit-parity")
+    for result in results:
+        for report in result.reports:
+            failed = [check for check in report.checks if not check.passed]
+            name = f"{_text(result.path)} on {report.checks[0].provider}"
+            counts = {"tests": str(len(report.checks)), "failures": str(len(failed)), "errors": "0", "skipped": "0"}
+            suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts})
+            for check in report.checks:
+                case = ElementTree.SubElement(suite, "testcase", classname=name, name=_where(check), time="0")
+                if not check.passed:
+                    ElementTree.SubElement(case, "failure", message=measured(check, report), type="parity")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Markdown: the verdict, a line for each report with its worst check, and the first failures."""
+    verdict = "passed" if all(result.passed for result in results) else "FAILED"
+    lines = [f"## vit-parity: {verdict}", "", "| file | on | verdict | checks | worst |", "| --- | --- | --- | --- | --- |"]
+    failures = list[str]()
+    for result in results:
+        name = _cell(result.path)
+        for report in result.reports:
+            word, worst = "passed" if report.passed else "**FAILED**", report.worst
+            where = f"{_where(worst)}: {measured(worst, report)}"
+            lines.append(f"| {name} | {report.checks[0].provider} | {word} | {len(report.checks)} | {where} |")
+            failures += [f"{name} on {c.provider}, {_where(c)}: {measured(c, report)}" for c in report.checks if not c.passed]
+    if failures:
+        more = [f"- and {len(failures) - FAILURES} more"] if len(failures) > FAILURES else []
+        lines += ["", "Failed:", "", *(f"- {failure}" for failure in failures[:FAILURES]), *more]
+    return "\n".join(lines) + "\n"
+
+
+def measured(check: Check, report: Report) -> str:
+    """What a check measured, and what is allowed."""
+    if isinstance(report.limits, Limits):
+        limits = f"limits {report.limits.rms:g} and {report.limits.max:g}"
+        return f"{check.rms_floors:.2f} floors rms, {check.max_floors:.2f} the largest error; {limits}"
+    near, limit = check.accuracy, report.limits[check.output]
+    divergence = f", KL {near.kl_max:.1e} of {limit.kl:g}" if near.kl_max is not None and limit.kl is not None else ""
+    return f"least cosine {near.cosine_min:.5f} of {limit.cosine:g}{divergence}"
+
+
+def _where(check: Check) -> str:
+    height, width = check.image_size
+    return f"{check.output}, batch size {check.batch_size}, {height}x{width}"
+
+
+def _text(value: str) -> str:
+    """With question marks for what XML 1.0 has no place for: control characters, halves of surrogates."""
+    ranges = ((" ", "\ud7ff"), ("\ue000", "\ufffd"), ("\U00010000", "\U0010ffff"))
+    return "".join(char if any(first <= char <= last for first, last in ranges) else "?" for char in value)
+
+
+def _cell(value: str) -> str:
+    """As a cell of a Markdown table shows it."""
+    plain = "".join(char if char.isprintable() else "?" for char in value)
+    return "".join(f"\\{char}" if char in "\\`*_[]<>|" else char for char in plain)

@@ -1,0 +1,96 @@
+"""What CI systems are given: JUnit's XML as its readers take it, and a summary that says the same."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from helpers import failed, run
+from junitparser import JUnitXml
+
+from vit_runtime.accuracy import Accuracy
+from vit_runtime.manifest import Error, Limits, Nearness
+from vit_runtime.parity import Check, Report
+from vit_runtime.reporting import FAILURES, Result, junit, summary
+
+GOOD = Check("cpu", 2, (32, 24), "logits", Error(5e-7, 1e-6), 1.25, 2.5, Accuracy(0.9999, 1.0, 1.0, 1e-9, 2e-9), passed=True)
+BAD = dataclasses.replace(GOOD, batch_size=3, rms_floors=812.04, passed=False)
+EXACT = Limits(2.0, 8.0)
+NEAR = {"logits": Nearness(0.998, 0.001)}
+
+
+def result(path: str = "vit.onnx", *checks: Check, limits: object = EXACT) -> Result:
+    return Result(path, (Report(limits, checks or (GOOD,)),))
+
+
+def test_a_reader_of_junit_finds_a_suite_for_each_report_and_a_case_for_each_check(tmp_path: Path):
+    file = tmp_path / "parity.xml"
+    file.write_text(junit([result("a.onnx", GOOD, BAD), result("b.onnx")]), encoding="utf-8")
+    first, second = JUnitXml.fromfile(str(file))
+    assert [(suite.name, suite.tests, suite.failures, suite.errors) for suite in (first, second)] == [
+        ("a.onnx on cpu", 2, 1, 0),
+        ("b.onnx on cpu", 1, 0, 0),
+    ]
+    passed, bad = first
+    assert (passed.name, passed.classname, passed.is_passed) == ("logits, batch size 2, 32x24", "a.onnx on cpu", True)
+    (failure,) = bad.result
+    assert (bad.name, failure.message) == (
+        "logits, batch size 3, 32x24",
+        "812.04 floors rms, 2.50 the largest error; limits 2 and 8",
+    )
+
+
+@pytest.mark.parametrize("path", ["a&b<c>.onnx", 'quoted "name".onnx', "bell\a and tab\t.onnx", "caf\udce9.onnx", "\ufffe\U0001f600.onnx"])
+def test_every_name_of_a_file_makes_a_document(path: str, tmp_path: Path):
+    file = tmp_path / "parity.xml"
+    file.write_text(junit([result(path)]), encoding="utf-8")
+    (suite,) = JUnitXml.fromfile(str(file))
+    assert suite.name.endswith(".onnx on cpu")
+    summary([result(path)]).encode("utf-8", "replace")
+
+
+def test_in_reduced_precision_the_cosine_and_the_divergence_are_told():
+    check = dataclasses.replace(BAD, accuracy=Accuracy(0.91, 0.95, 0.5, 0.1, 0.25))
+    text = "least cosine 0.91000 of 0.998, KL 2.5e-01 of 0.001"
+    assert f'message="{text}"' in junit([result("vit.onnx", check, limits=NEAR)])
+    assert f"- vit.onnx on cpu, logits, batch size 3, 32x24: {text}\n" in summary([result("vit.onnx", check, limits=NEAR)])
+
+
+def test_the_summary_names_the_worst_check_of_each_report():
+    text = summary([result("a.onnx", GOOD, dataclasses.replace(GOOD, batch_size=7, rms_floors=1.5)), result("b.onnx")])
+    assert text.startswith("## vit-parity: passed\n")
+    assert "| a.onnx | cpu | passed | 2 | logits, batch size 7, 32x24: 1.50 floors rms, 2.50 the largest error; limits 2 and 8 |\n" in text
+    assert "Failed" not in text
+
+
+def test_the_summary_of_a_failure_says_so_first_and_lists_what_failed():
+    text = summary([result("a.onnx"), result("b.onnx", GOOD, BAD)])
+    assert text.startswith("## vit-parity: FAILED\n")
+    assert "| b.onnx | cpu | **FAILED** | 2 |" in text
+    assert text.endswith("\n- b.onnx on cpu, logits, batch size 3, 32x24: 812.04 floors rms, 2.50 the largest error; limits 2 and 8\n")
+
+
+def test_a_summary_stays_short():
+    text = summary([result("a.onnx", *[BAD] * (FAILURES + 5))])
+    assert text.count("\n- a.onnx on cpu") == FAILURES
+    assert text.endswith("- and 5 more\n")
+
+
+def test_a_name_cannot_break_the_table():
+    (line,) = [line for line in summary([result("a|b\n`c`.onnx")]).splitlines() if "onnx" in line]
+    assert line.startswith(r"| a\|b?\`c\`.onnx | cpu |")
+
+
+def test_the_command_writes_both(tiny_model: Path, edited, tmp_path: Path):
+    xml, markdown = tmp_path / "parity.xml", tmp_path / "summary.md"
+    answer = run("vit-parity", tiny_model, edited(0.5), "--batch-sizes", "1,2", "--junit", xml, "--summary", markdown, "-q")
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert [(suite.tests, suite.failures) for suite in JUnitXml.fromfile(str(xml))] == [(8, 0), (8, 2)]
+    assert markdown.read_text().startswith("## vit-parity: FAILED\n")
+
+
+@pytest.mark.parametrize("option", ["--junit", "--summary"])
+def test_a_place_that_cannot_be_written_is_told_before_and_a_full_disk_after(option: str, tiny_model: Path, tmp_path: Path):
+    message = failed(run("vit-parity", tiny_model, option, tmp_path / "no" / "file"), 2)
+    assert message == f"{option} {tmp_path}/no/file: the folder {tmp_path}/no does not exist; make it with `mkdir -p {tmp_path}/no`"
+    if Path("/dev/full").exists():
+        assert "cannot be written (No space left" in failed(run("vit-parity", tiny_model, option, "/dev/full"), 4)
