@@ -27,7 +27,7 @@ from vit_runtime.accuracy import accuracies
 from vit_runtime.errors import VitError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import KEY, Limits, Manifest, read_manifest
-from vit_runtime.parity import check_record, measure, scale_of
+from vit_runtime.parity import check_record, extremes, measure, scale_of
 from vit_runtime.preprocess import normalize
 
 Array = npt.NDArray[Any]
@@ -327,22 +327,11 @@ class Trial:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def extremes(height: int, width: int, patch: int) -> Array:
-    """Images that no camera makes, uint8 (images, H, W, 3): black, white, one bright pixel, checkers of a patch's size, faint ones."""
-    y, x = np.mgrid[0:height, 0:width]
-    checkers = ((y // patch + x // patch) % 2 * 255).astype(np.uint8)
-    pixel = np.zeros((height, width), np.uint8)
-    pixel[height // 2, width // 2] = 255
-    faint = (127 + (x + y) % 2).astype(np.uint8)
-    grey = [np.zeros((height, width), np.uint8), np.full((height, width), 255, np.uint8), pixel, checkers, 255 - checkers, faint]
-    return np.stack([np.repeat(each[..., None], 3, axis=2) for each in grey])
-
-
 def other_images(manifest: Manifest, count: int = OTHERS) -> Array:
     """Images that are not golden: `count` of another seed, and the extremes."""
     height, width = manifest.image_size
-    made = golden_images(OTHER_SEED, count, height, width)
-    return np.concatenate([made, extremes(height, width, int(manifest.model["patch_size"]))])[..., : manifest.preprocessing.channels]
+    made = golden_images(OTHER_SEED, count, height, width, manifest.preprocessing.channels)
+    return np.concatenate([made, extremes(manifest).images])
 
 
 # ---- the suite -----------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import numpy_helper
 
 from vit_runtime.cli import bench, info, parity, predict
 from vit_runtime.errors import SessionError
@@ -112,3 +113,15 @@ def assert_refused_after_a_fork(use: Callable[[], object]) -> None:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     use()
+
+
+def with_array(source: Path, folder: Path, name: str, change: Callable[[np.ndarray], object]) -> Path:
+    """A copy of a file with one of its stored arrays changed in place and its manifest as it was."""
+
+    def edit(proto: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+        values = numpy_helper.to_array(tensor).copy()
+        change(values)
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+    return copied(source, folder, edit)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from vit_models import ViT, ViTConfig
 from vit_runtime.golden import golden_images, project
 from vit_runtime.manifest import Error, Golden
-from vit_runtime.parity import ENOUGH, measure, scale_of
+from vit_runtime.parity.judging import ENOUGH, measure, scale_of
 from vit_runtime.preprocess import Preprocessing, normalize
 
 GOLDEN_SEED = 0

@@ -108,7 +108,7 @@ def test_a_float32_file_computes_what_pytorch_computed_at_every_batch_size(threa
 
 def test_a_float32_file_computes_what_onnxruntime_computes(tiny_openvino_fp32: Path, float32: Model):
     other = vit.load(tiny_openvino_fp32, "cpu")
-    assert compare(other.run, float32.run, float32.manifest, ("cpu", "openvino")).passed
+    assert compare(other, float32, ("cpu", "openvino")).passed
 
 
 def test_a_picture_gets_the_scores_that_it_gets_from_the_file_for_every_runtime(

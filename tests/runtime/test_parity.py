@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -22,10 +21,8 @@ from vit_runtime.parity import (
     BATCH_SIZES,
     FLOAT32_LIMITS,
     Report,
-    Run,
     batches,
     check_record,
-    compare,
     golden_inputs,
     judge,
     measure,
@@ -118,15 +115,6 @@ def bgr(proto: onnx.ModelProto) -> None:
     set_weight(next(name for name in weights(proto) if "patch_embed.proj.weight" in name), lambda w: w.__setitem__(..., w[:, ::-1].copy()))(
         proto
     )
-
-
-def session(path: Path, level: Any) -> Run:
-    """The file as onnxruntime runs it at one level of graph optimisation."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
-    opened = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in opened.get_outputs()]
-    return lambda batch: dict(zip(names, opened.run(names, {"pixel_values": batch}), strict=True))
 
 
 # ---- an honest file ------------------------------------------------------------------------------------------------------------------
@@ -250,57 +238,12 @@ def test_without_a_golden_record_there_is_nothing_to_go_by(tiny_unverified: Path
     model = vit.load(tiny_unverified, "cpu")
     with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
         check(model)
-    with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
-        compare(model.run, model.run, model.manifest, ("cpu", "cpu"))
 
 
 @pytest.mark.parametrize("batch_sizes", [(), (0,), (1, -2)])
 def test_impossible_batch_sizes_are_refused(batch_sizes: tuple[int, ...], honest: Model):
     with pytest.raises(InputError, match="expected whole numbers of at least 1"):
         check(honest, batch_sizes)
-    with pytest.raises(InputError, match="expected whole numbers of at least 1"):
-        compare(honest.run, honest.run, honest.manifest, ("a", "b"), batch_sizes)
-
-
-# ---- one session against another -----------------------------------------------------------------------------------------------------
-
-
-def test_two_levels_of_graph_optimisation_agree(tiny_model: Path, tiny_manifest: Manifest):
-    levels = onnxruntime.GraphOptimizationLevel
-    plain, optimised = (session(tiny_model, level) for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL))
-    report = compare(plain, optimised, tiny_manifest, ("plain", "optimised"))
-    assert report.passed
-    assert {c.provider for c in report.checks} == {"optimised against plain"}
-    assert report.limits == Limits(2 * FLOAT32_LIMITS.rms, 2 * FLOAT32_LIMITS.max)
-    assert {c.batch_size for c in report.checks} == set(BATCH_SIZES)
-
-
-def test_a_session_agrees_with_itself_to_the_last_bit(honest: Model):
-    report = compare(honest.run, honest.run, honest.manifest, ("a", "b"))
-    assert report.passed
-    assert report.worst.error == Error(0.0, 0.0)
-
-
-def test_another_network_does_not_agree(honest: Model, edited: Callable[[Edit], Model]):
-    other = edited(set_weight("blocks.0.attn.qkv.weight", lambda values: values.__imul__(1.5)))
-    for a, b in ((honest, other), (other, honest)):
-        report = compare(a.run, b.run, honest.manifest, ("a", "b"))
-        assert not report.passed
-        assert report.worst.rms_floors > 100
-
-
-def test_two_sessions_that_agree_on_nan_do_not_pass(edited: Callable[[Edit], Model]):
-    for value in (np.nan, np.inf):
-        broken = edited(set_weight("head.bias", lambda bias, value=value: bias.__setitem__(3, value)))
-        report = compare(broken.run, broken.run, broken.manifest, ("a", "b"))
-        assert {c.output for c in report.checks if not c.passed} == {"logits"}
-
-
-def test_files_with_other_outputs_or_shapes_are_not_compared(honest: Model, tiny_embedder: Path):
-    with pytest.raises(InputError, match="compare files with the same outputs"):
-        compare(honest.run, vit.load(tiny_embedder, "cpu").run, honest.manifest, ("a", "b"))
-    with pytest.raises(InputError, match="compare outputs of the same network"):
-        compare(honest.run, lambda batch: {k: v[:, :1] for k, v in honest.run(batch).items()}, honest.manifest, ("a", "b"))
 
 
 # ---- reduced precision ---------------------------------------------------------------------------------------------------------------
@@ -416,32 +359,6 @@ def test_probabilities_are_held_to_their_limit_too(reduced: Model):
     limits = limits_of(reduced)
     report = check_record(reduced.run, reduced.manifest, "cpu", (1,), limits={**limits, "logits": Nearness(limits["logits"].cosine, 1e-12)})
     assert {c.output for c in report.checks if not c.passed} == {"logits"}
-
-
-def test_between_two_runs_of_reduced_precision_twice_the_distance_is_allowed(reduced: Model):
-    """A cosine falls with the square of the distance, and so does a divergence."""
-    report = compare(reduced.run, reduced.run, reduced.manifest, ("a", "b"))
-    assert report.passed
-    assert report.worst.error == Error(0.0, 0.0)
-    assert not isinstance(report.limits, Limits)
-    for name, limit in limits_of(reduced).items():
-        assert 1 - report.limits[name].cosine == pytest.approx(4 * (1 - limit.cosine))
-        assert report.limits[name].kl == (None if limit.kl is None else 4 * limit.kl)
-
-
-def test_one_engine_agrees_with_the_other_on_a_file_in_int8(reduced: Model):
-    pytest.importorskip("openvino")
-    other = vit.load(reduced.path, "cpu" if reduced.provider == "openvino" else "openvino")
-    report = compare(reduced.run, other.run, reduced.manifest, (reduced.provider, other.provider))
-    assert report.passed
-    assert report.worst.error.rms > 0  # they are not the same
-    assert {c.provider for c in report.checks} == {f"{other.provider} against {reduced.provider}"}
-
-
-def test_a_changed_file_in_int8_does_not_agree_with_the_one_it_was(reduced: Model, tmp_path: Path):
-    other = with_array(reduced, tmp_path, "blocks.0.attn.v.weight_scale", stretch)
-    for a, b in ((reduced, other), (other, reduced)):
-        assert not compare(a.run, b.run, reduced.manifest, ("a", "b"), (1, 3)).passed
 
 
 @pytest.mark.parametrize(

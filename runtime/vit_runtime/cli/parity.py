@@ -9,11 +9,24 @@ from pathlib import Path
 import click
 
 from vit_runtime.cli.common import Command, Console, check_place, output_options, table, whole_numbers, writing
-from vit_runtime.errors import InputError
+from vit_runtime.errors import ImageError, InputError
+from vit_runtime.images import find_images
 from vit_runtime.manifest import Limits, ReducedLimits
 from vit_runtime.model import Model, load
-from vit_runtime.parity import BATCH_SIZES, Check, Report, check_record, compare
-from vit_runtime.reporting import Result, junit, summary
+from vit_runtime.parity import (
+    BATCH_SIZES,
+    Check,
+    Pictures,
+    Report,
+    Result,
+    check_record,
+    compare,
+    extremes,
+    junit,
+    photographs,
+    steady,
+    summary,
+)
 
 
 @click.command(cls=Command)
@@ -25,6 +38,7 @@ from vit_runtime.reporting import Result, junit, summary
     help="Which to check, such as cpu,openvino,cuda; several are compared with one another too.",
 )
 @click.option("--batch-sizes", default=",".join(map(str, BATCH_SIZES)), show_default=True, help="The batch sizes to check at.")
+@click.option("--images", multiple=True, metavar="PATH", help="Also compare on these images: files, folders, globs; repeatable.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
 @click.option(
     "--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write the checks as JUnit's XML."
@@ -38,13 +52,17 @@ def main(
     models: tuple[str, ...],
     providers: str,
     batch_sizes: str,
+    images: tuple[str, ...],
     threads: int | None,
     junit_file: Path | None,
     summary_file: Path | None,
 ) -> None:
     """Check files against what float64 PyTorch computed when they were exported. Needs nothing but the files.
 
-    Exit code 0: every check passed. 1: one failed.
+    Several files of one network are also held against the first, several providers against one another: on the golden images, on images
+    that no camera makes, and on --images, where each is also held to what it gives alone.
+
+    Exit code 0: every check passed. 1: one failed. 3: an image could not be read.
 
     Example: vit-parity vit.onnx --providers cpu,cuda
     """
@@ -53,7 +71,8 @@ def main(
         raise InputError(f"got --providers {providers!r}, expected each provider once; one alone is checked against the record")
     check_place("--junit", junit_file)
     check_place("--summary", summary_file)
-    results = [Result(path, tuple(_check(console, Path(path), names, sizes, threads))) for path in models]
+    paths = find_images(images) if images else []
+    results, broken = _check(console, models, names, sizes, threads, paths)
     for file, write in ((junit_file, junit), (summary_file, summary)):
         if file is not None:
             with writing(file):
@@ -63,18 +82,35 @@ def main(
         {"model": result.path, "passed": result.passed, "reports": [report.to_dict() for report in result.reports]} for result in results
     ]
     console.result({"passed": passed, "models": documents}, "\n".join(_text(result.path, result.reports) for result in results))
-    click.get_current_context().exit(0 if passed else 1)
+    for error in broken:
+        click.echo(f"error: {error}", err=True)
+    if broken:
+        click.echo(f"error: {len(broken)} of {len(paths)} images cannot be read; the others were compared", err=True)
+    click.get_current_context().exit(1 if not passed else ImageError.exit_code if broken else 0)
 
 
-def _check(console: Console, path: Path, names: list[str], sizes: list[int], threads: int | None) -> list[Report]:
-    loaded = list[Model]()
-    for name in names:
-        console.progress(f"{path}: {name}")
-        loaded.append(load(path, name, threads))
-    reports = [check_record(model.run, model.manifest, model.provider, sizes) for model in loaded]
-    for a, b in combinations(loaded, 2):
-        reports.append(compare(a.run, b.run, a.manifest, (a.provider, b.provider), sizes))
-    return reports
+def _check(
+    console: Console, models: Sequence[str], providers: Sequence[str], sizes: list[int], threads: int | None, paths: list[Path]
+) -> tuple[list[Result], tuple[ImageError, ...]]:
+    """Every file against its record on every provider; the providers against one another; the files against the first."""
+    results, broken, firsts, pictures = list[Result](), tuple[ImageError, ...](), list[Model](), list[Pictures]()
+    for path in models:
+        loaded, reports = list[Model](), list[Report]()
+        for name in providers:
+            console.progress(f"{path}: {name}")
+            loaded.append(load(path, name, threads))
+        if paths and not pictures:
+            photos, broken = photographs(paths, loaded[0].manifest.preprocessing)
+            pictures = [photos]
+        reports += [check_record(model.run, model.manifest, model.provider, sizes) for model in loaded]
+        reports += [steady(model, each, max(sizes)) for model in loaded for each in pictures]
+        for a, b in combinations(loaded, 2):
+            reports.append(compare(a, b, (a.provider, b.provider), sizes, [extremes(a.manifest), *pictures]))
+        for a, b in zip(firsts, loaded, strict=False):
+            reports.append(compare(a, b, (str(a.path), b.provider), sizes, [extremes(a.manifest), *pictures]))
+        firsts = firsts or loaded
+        results.append(Result(path, tuple(reports)))
+    return results, broken
 
 
 def _text(path: str, reports: Sequence[Report]) -> str:
@@ -100,21 +136,27 @@ def _limits(limits: Limits | ReducedLimits) -> str:
 
 
 def _floors(report: Report) -> list[list[str]]:
-    rows = [["output", "batch", "size", "rms error", "in floors", "largest", "in floors", ""]]
+    rows = [["output", *_places(report), "rms error", "in floors", "largest", "in floors", ""]]
     for c in report.checks:
         numbers = [f"{c.error.rms:.2e}", f"{c.rms_floors:.2f}", f"{c.error.max:.2e}", f"{c.max_floors:.2f}"]
-        rows.append([*_where(c), *numbers, "" if c.passed else "FAILED"])
+        rows.append([*_where(c, report), *numbers, "" if c.passed else "FAILED"])
     return rows
 
 
 def _nearness(report: Report) -> list[list[str]]:
-    rows = [["output", "batch", "size", "least cosine", "mean", "same class", "largest KL", ""]]
+    rows = [["output", *_places(report), "least cosine", "mean", "same class", "largest KL", ""]]
     for c in report.checks:
         a = c.accuracy
         classes = [f"{a.top1:.0%}" if a.top1 is not None else "", f"{a.kl_max:.1e}" if a.kl_max is not None else ""]
-        rows.append([*_where(c), f"{a.cosine_min:.5f}", f"{a.cosine_mean:.5f}", *classes, "" if c.passed else "FAILED"])
+        rows.append([*_where(c, report), f"{a.cosine_min:.5f}", f"{a.cosine_mean:.5f}", *classes, "" if c.passed else "FAILED"])
     return rows
 
 
-def _where(check: Check) -> list[str]:
-    return [check.output, str(check.batch_size), f"{check.image_size[0]}x{check.image_size[1]}"]
+def _places(report: Report) -> list[str]:
+    several = {check.inputs for check in report.checks} != {"golden"}
+    return ["batch", "size", *(["images"] if several else [])]
+
+
+def _where(check: Check, report: Report) -> list[str]:
+    found = [check.output, str(check.batch_size), f"{check.image_size[0]}x{check.image_size[1]}"]
+    return [*found, *([check.inputs] if len(_places(report)) == 3 else [])]

@@ -10,7 +10,7 @@ from junitparser import JUnitXml
 from vit_runtime.accuracy import Accuracy
 from vit_runtime.manifest import Error, Limits, Nearness
 from vit_runtime.parity import Check, Report
-from vit_runtime.reporting import FAILURES, Result, junit, summary
+from vit_runtime.parity.reporting import FAILURES, Result, junit, summary
 
 GOOD = Check("cpu", 2, (32, 24), "logits", Error(5e-7, 1e-6), 1.25, 2.5, Accuracy(0.9999, 1.0, 1.0, 1e-9, 2e-9), passed=True)
 BAD = dataclasses.replace(GOOD, batch_size=3, rms_floors=812.04, passed=False)
@@ -84,7 +84,7 @@ def test_the_command_writes_both(tiny_model: Path, edited, tmp_path: Path):
     xml, markdown = tmp_path / "parity.xml", tmp_path / "summary.md"
     answer = run("vit-parity", tiny_model, edited(0.5), "--batch-sizes", "1,2", "--junit", xml, "--summary", markdown, "-q")
     assert (answer.exit_code, answer.stdout) == (1, "")
-    assert [(suite.tests, suite.failures) for suite in JUnitXml.fromfile(str(xml))] == [(8, 0), (8, 2)]
+    assert [(suite.tests, suite.failures) for suite in JUnitXml.fromfile(str(xml))] == [(8, 0), (8, 2), (16, 4)]
     assert markdown.read_text().startswith("## vit-parity: FAILED\n")
 
 

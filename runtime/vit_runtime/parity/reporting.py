@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree
 
 from vit_runtime.manifest import Limits
-from vit_runtime.parity import Check, Report
+from vit_runtime.parity.judging import Check, Report
 
 FAILURES = 20  # that a summary shows
 
@@ -27,6 +26,8 @@ class Result:
 
 def junit(results: Sequence[Result]) -> str:
     """A document of testsuites: a suite for each report, a case for each check. Characters that XML has not become question marks."""
+    from xml.etree import ElementTree
+
     root = ElementTree.Element("testsuites", name="vit-parity")
     for result in results:
         for report in result.reports:
@@ -72,7 +73,8 @@ def measured(check: Check, report: Report) -> str:
 
 def _where(check: Check) -> str:
     height, width = check.image_size
-    return f"{check.output}, batch size {check.batch_size}, {height}x{width}"
+    inputs = f", {check.inputs}" if check.inputs != "golden" else ""
+    return f"{check.output}, batch size {check.batch_size}, {height}x{width}{inputs}"
 
 
 def _text(value: str) -> str:

@@ -1,0 +1,146 @@
+"""What parity is judged by: the noise floor, and in reduced precision the nearness (docs/parity.md).
+
+The reference is PyTorch in float64; the floor is PyTorch's own float32 error against it. An artefact passes when its error stays
+within a small multiple of the floor, at every batch size. In reduced precision it has to stay as near as it was when it was made:
+by the cosine of each output, and by the divergence of probabilities. NaN or Inf anywhere fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_runtime.accuracy import Accuracy
+from vit_runtime.errors import InputError
+from vit_runtime.manifest import Error, Limits, Nearness, ReducedLimits
+
+# One image, batches that divide nothing, and one that is no batch anybody traces with by habit.
+BATCH_SIZES = (1, 2, 3, 7, 4)
+# Another order of summation gives 0.8 to 1.4 times the floor; a real fault starts at hundreds. `max` is a single number's error,
+# an extreme value, which scatters more than a mean does: 0.8 to 2.8 times its floor.
+FLOAT32_LIMITS = Limits(rms=2.0, max=8.0)
+ENOUGH = 500  # numbers that make the root mean square of an error steady to a few per cent
+
+Array = npt.NDArray[Any]
+Run = Callable[[npt.NDArray[np.float32]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One output at one batch size and image size: its error, the same in units of the floor, how near it is, and the verdict.
+
+    `inputs` names the images: "golden", "extremes" or "images".
+    """
+
+    provider: str
+    batch_size: int
+    image_size: tuple[int, int]
+    output: str
+    error: Error
+    rms_floors: float
+    max_floors: float
+    accuracy: Accuracy
+    passed: bool
+    inputs: str = "golden"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; a NaN, which JSON has not, is null."""
+        return {
+            "provider": self.provider,
+            "batch_size": self.batch_size,
+            "image_size": list(self.image_size),
+            "output": self.output,
+            "inputs": self.inputs,
+            "rms": _finite(self.error.rms),
+            "max": _finite(self.error.max),
+            "rms_floors": _finite(self.rms_floors),
+            "max_floors": _finite(self.max_floors),
+            "accuracy": self.accuracy.to_dict(),
+            "passed": self.passed,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every check, and the limits that they were judged by: multiples of the floor, or how near each output has to be."""
+
+    limits: Limits | ReducedLimits
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were checks and each of them passed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def worst(self) -> Check:
+        """The check with the largest error in floors, or in reduced precision with the least cosine; a NaN counts as worst."""
+        if isinstance(self.limits, Limits):
+            return max(self.checks, key=lambda check: check.rms_floors if np.isfinite(check.rms_floors) else np.inf)
+        return min(self.checks, key=lambda check: check.accuracy.cosine_min if np.isfinite(check.accuracy.cosine_min) else -np.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "passed": self.passed,
+            "limits": asdict(self.limits)
+            if isinstance(self.limits, Limits)
+            else {name: asdict(near) for name, near in self.limits.items()},
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+
+def measure(expected: Array, actual: Array, scale: float) -> Error:
+    """The error of `actual` against `expected`, arrays of one shape, in units of `scale`; NaN or Inf in them gives NaN or Inf.
+
+    Raises: InputError for different shapes.
+    """
+    if np.shape(expected) != np.shape(actual):
+        raise InputError(f"got numbers of shape {np.shape(actual)}, expected {np.shape(expected)}; compare outputs of the same network")
+    with np.errstate(invalid="ignore"):  # Inf against Inf is NaN, which fails every limit
+        difference = np.asarray(actual, np.float64) - np.asarray(expected, np.float64)
+    return Error(float(np.sqrt(np.mean(np.square(difference)))) / scale, float(np.max(np.abs(difference), initial=0.0)) / scale)
+
+
+def scale_of(expected: Array) -> float:
+    """The root mean square of a reference, the unit of its errors."""
+    return float(np.sqrt(np.mean(np.square(np.asarray(expected, np.float64))))) or 1.0
+
+
+def between(a: Limits | ReducedLimits, b: Limits | ReducedLimits) -> Limits | ReducedLimits:
+    """What two files may be apart that are each as far from the truth as they may be, on either side of it.
+
+    An angle adds up, and a cosine falls with its square; so does a divergence. Beside reduced precision a float32 file is the truth.
+    """
+    if isinstance(a, Limits) and isinstance(b, Limits):
+        return Limits(a.rms + b.rms, a.max + b.max)
+    first, second = ({} if isinstance(limits, Limits) else limits for limits in (a, b))
+    found = dict[str, Nearness]()
+    for name in {**first, **second}:
+        near = [limits[name] for limits in (first, second) if name in limits]
+        kls = [each.kl for each in near if each.kl is not None]
+        kl = sum(value**0.5 for value in kls) ** 2 if kls else None
+        found[name] = Nearness(1 - sum((1 - each.cosine) ** 0.5 for each in near) ** 2, kl)
+    return found
+
+
+def judge(
+    provider: str, batch_size: int, image_size: tuple[int, int], output: str, error: Error, floor: Error, near: Accuracy,
+    limits: Limits | ReducedLimits, inputs: str = "golden",
+) -> Check:  # fmt: skip
+    """The verdict on one output: within `limits`, NaN never."""
+    rms, largest = error.rms / floor.rms, error.max / floor.max
+    if isinstance(limits, Limits):
+        passed = rms <= limits.rms and largest <= limits.max
+    else:
+        limit = limits[output]
+        passed = near.cosine_min >= limit.cosine and (limit.kl is None or (near.kl_max is not None and near.kl_max <= limit.kl))
+    return Check(provider, batch_size, image_size, output, error, rms, largest, near, bool(passed), inputs)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

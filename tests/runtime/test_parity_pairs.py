@@ -1,0 +1,275 @@
+"""One file against another, one provider against another, an image in a batch against the image alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers import document_of, failed, run, with_array, with_manifest
+from PIL import Image
+
+import vit_runtime as vit
+from vit_runtime.errors import InputError, ModelError
+from vit_runtime.manifest import Error, Limits, Nearness
+from vit_runtime.model import Model
+from vit_runtime.parity import BATCH_SIZES, FLOAT32_LIMITS, between, compare, extremes, photographs, steady
+from vit_runtime.parity.pairs import MAX_PHOTOS, limits_of
+from vit_runtime.preprocess import Preprocessing
+
+
+@pytest.fixture(scope="session")
+def honest(tiny_model: Path) -> Model:
+    return vit.load(tiny_model, "cpu")
+
+
+@pytest.fixture(params=[("tiny_int8", "cpu"), ("tiny_openvino", "openvino")], ids=["cpu", "openvino"])
+def reduced(request: pytest.FixtureRequest) -> Model:
+    """A file in int8 on the provider that it was made for."""
+    fixture, provider = request.param
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    return vit.load(request.getfixturevalue(fixture), provider)
+
+
+def changed(model: Model, folder: Path, name: str, change: Callable[[np.ndarray], object]) -> Model:
+    return vit.load(with_array(model.path, folder, name, change), model.provider)
+
+
+def stretch(values: np.ndarray) -> None:
+    values *= 1.5
+
+
+def with_run(model: Model, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Model:
+    """The model, with something done to what it gives."""
+    other = vit.load(model.path, model.provider)
+    inner = other.run
+    other.run = lambda batch: change(inner(batch))
+    return other
+
+
+# ---- one against another -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_levels_of_graph_optimisation_agree(honest: Model):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(honest.path, options, providers=["CPUExecutionProvider"])
+    plain = Model(honest.path, honest.manifest, honest.file, session, "cpu", 1)
+    report = compare(plain, honest, ("plain", "optimised"))
+    assert report.passed
+    assert report.worst.error.rms > 0  # they are not the same
+    assert {c.provider for c in report.checks} == {"optimised against plain"}
+    assert report.limits == Limits(2 * FLOAT32_LIMITS.rms, 2 * FLOAT32_LIMITS.max)
+    assert {(c.batch_size, c.inputs) for c in report.checks} == {(size, "golden") for size in BATCH_SIZES}
+
+
+def test_a_model_agrees_with_itself_to_the_last_bit(honest: Model):
+    report = compare(honest, honest, ("a", "b"), pictures=[extremes(honest.manifest)])
+    assert report.passed
+    assert report.worst.error == Error(0.0, 0.0)
+    assert {(c.batch_size, c.inputs) for c in report.checks if c.inputs != "golden"} == {(1, "extremes"), (7, "extremes")}
+
+
+def test_another_network_does_not_agree(honest: Model, tmp_path: Path):
+    other = changed(honest, tmp_path, "blocks.0.attn.qkv.weight", stretch)
+    for a, b in ((honest, other), (other, honest)):
+        report = compare(a, b, ("a", "b"))
+        assert not report.passed
+        assert report.worst.rms_floors > 100
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_two_models_that_agree_on_nan_do_not_pass(value: float, honest: Model, tmp_path: Path):
+    broken = changed(honest, tmp_path, "head.bias", lambda bias: bias.__setitem__(3, value))
+    report = compare(broken, broken, ("a", "b"))
+    assert {c.output for c in report.checks if not c.passed} == {"logits"}
+
+
+def test_what_golden_images_do_not_show_others_may(honest: Model):
+    """Faults that act on one kind of images alone: all of one colour, and a photograph that was asked for."""
+    white = with_run(honest, lambda outputs: outputs)
+
+    def blind(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = honest.run(batch)
+        flat = batch.reshape(len(batch), -1)
+        outputs["logits"][flat.min(axis=1) == flat.max(axis=1)] += 1
+        return outputs
+
+    white.run = blind
+    assert compare(honest, white, ("a", "b")).passed
+    report = compare(honest, white, ("a", "b"), pictures=[extremes(honest.manifest)])
+    assert {(c.inputs, c.output) for c in report.checks if not c.passed} == {("extremes", "logits")}
+
+
+def test_a_file_for_every_runtime_and_one_that_takes_the_pixels_as_they_are_agree(tiny_model: Path, tiny_openvino_fp32: Path):
+    """Each gets its images the way that it wants them."""
+    pytest.importorskip("openvino")
+    plain, prepared = vit.load(tiny_model, "cpu"), vit.load(tiny_openvino_fp32, "openvino")
+    assert plain.manifest.preprocessing.in_graph is not prepared.manifest.preprocessing.in_graph
+    report = compare(plain, prepared, ("cpu", "openvino"), (1, 3), [extremes(plain.manifest)])
+    assert report.passed, report.worst
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["labels"].__setitem__(2, "cow"), "labels (10 and 10, 1 of the same number with another name)"),
+        (lambda m: m.__setitem__("labels", None), "labels (10 and 0, 0 of the same number with another name)"),
+        (lambda m: m["preprocessing"].__setitem__("interpolation", "nearest"), "resizing to RGB ExactResize"),
+    ],
+)
+def test_networks_that_differ_in_what_they_are_asked_for_are_not_compared(change: Any, words: str, honest: Model, tmp_path: Path):
+    other = vit.load(with_manifest(honest.path, tmp_path, change), "cpu")
+    with pytest.raises(InputError) as error:
+        compare(honest, other, ("a.onnx", "b.onnx"))
+    assert str(error.value).startswith(f"{other.path} and {honest.path} are not of one network: ")
+    assert words in str(error.value)
+    assert str(error.value).endswith("; compare files of the same")
+
+
+def test_files_with_other_outputs_are_not_compared(honest: Model, tiny_embedder: Path):
+    with pytest.raises(InputError, match=r"outputs \[logits, embedding, tokens, attention\] and \[embedding\]"):
+        compare(honest, vit.load(tiny_embedder, "cpu"), ("a", "b"))
+
+
+def test_without_a_golden_record_there_are_no_floors(tiny_unverified: Path):
+    model = vit.load(tiny_unverified, "cpu")
+    with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
+        compare(model, model, ("cpu", "cpu"))
+    with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
+        steady(model, extremes(model.manifest), 3)
+
+
+# ---- what may lie between ------------------------------------------------------------------------------------------------------------
+
+
+def test_between_two_float32_files_both_distances_may_lie():
+    assert between(Limits(2, 8), Limits(3, 9)) == Limits(5, 17)
+
+
+def test_angles_add_up_and_cosines_fall_with_their_square():
+    found = between({"logits": Nearness(0.99, 0.01)}, {"logits": Nearness(0.96, 0.04)})
+    assert found["logits"].cosine == pytest.approx(1 - (0.1 + 0.2) ** 2)
+    assert found["logits"].kl == pytest.approx((0.1 + 0.2) ** 2)
+
+
+def test_beside_reduced_precision_a_float32_file_is_the_truth():
+    near = {"logits": Nearness(0.99, 0.01), "embedding": Nearness(0.98, None)}
+    for found in (between(near, FLOAT32_LIMITS), between(FLOAT32_LIMITS, near)):
+        assert {name: each.cosine for name, each in found.items()} == pytest.approx({"logits": 0.99, "embedding": 0.98})
+        assert found["logits"].kl == pytest.approx(0.01)
+        assert found["embedding"].kl is None
+
+
+def test_a_file_in_int8_agrees_with_itself_and_with_the_float32_file_within_its_limits(reduced: Model):
+    report = compare(reduced, reduced, ("a", "b"))
+    assert report.passed
+    assert report.worst.error == Error(0.0, 0.0)
+    for name, limit in limits_of(reduced).items():
+        assert 1 - report.limits[name].cosine == pytest.approx(4 * (1 - limit.cosine))
+
+
+def test_one_engine_agrees_with_the_other_on_a_file_in_int8(reduced: Model):
+    pytest.importorskip("openvino")
+    other = vit.load(reduced.path, "cpu" if reduced.provider == "openvino" else "openvino")
+    report = compare(reduced, other, (reduced.provider, other.provider), pictures=[extremes(reduced.manifest)])
+    assert report.passed
+    assert report.worst.error.rms > 0  # they are not the same
+    assert {c.provider for c in report.checks} == {f"{other.provider} against {reduced.provider}"}
+
+
+def test_a_changed_file_in_int8_does_not_agree_with_the_one_it_was(reduced: Model, tmp_path: Path):
+    other = changed(reduced, tmp_path, "blocks.0.attn.v.weight_scale", stretch)
+    for a, b in ((reduced, other), (other, reduced)):
+        assert not compare(a, b, ("a", "b"), (1, 3)).passed
+
+
+# ---- an image alone and in a batch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_int8"])
+@pytest.mark.parametrize("batch_size", [2, 4, 6, 9])
+def test_an_image_gives_in_a_batch_what_it_gives_alone(fixture: str, batch_size: int, request: pytest.FixtureRequest):
+    model = vit.load(request.getfixturevalue(fixture), "cpu")
+    report = steady(model, extremes(model.manifest), batch_size)
+    assert report.passed, report.worst
+    assert {(c.batch_size, c.inputs, c.provider) for c in report.checks} == {(batch_size, "extremes", "cpu, together against alone")}
+    assert {c.output for c in report.checks} == {output.name for output in model.manifest.outputs}
+
+
+def test_a_network_that_mixes_images_is_not_steady(honest: Model):
+    mixed = with_run(honest, lambda outputs: {name: values + values.mean(axis=0) * 1e-3 for name, values in outputs.items()})
+    assert not steady(mixed, extremes(honest.manifest), 3).passed
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_extremes_are_what_no_camera_makes(honest: Model):
+    found = extremes(honest.manifest)
+    black, white, pixel, checkers, negative, faint = found.images
+    assert (found.name, found.images.dtype, found.images.shape) == ("extremes", np.uint8, (6, 32, 32, 3))
+    assert (black.max(), white.min()) == (0, 255)
+    assert (np.count_nonzero(pixel), pixel.max()) == (3, 255)
+    assert np.array_equal(negative, 255 - checkers)
+    np.testing.assert_array_equal(checkers[::8, ::8, 0], [[0, 255, 0, 255], [255, 0, 255, 0]] * 2)
+    assert (faint.min(), faint.max()) == (127, 128)
+
+
+def test_photographs_are_prepared_as_the_file_says_and_broken_ones_are_told(images: Path, tmp_path: Path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    paths = [images / "a.png", tmp_path / "broken.png", images / "b.jpg"]
+    found, broken = photographs(paths, Preprocessing.paper(32, 32))
+    assert (found.name, found.images.shape) == ("images", (2, 32, 32, 3))
+    assert ["broken.png" in str(error) for error in broken] == [True]
+    with pytest.raises(InputError, match=r"got 1 images of which none can be read .*broken\.png"):
+        photographs([tmp_path / "broken.png"], Preprocessing.paper(32, 32))
+
+
+def test_of_very_many_photographs_some_are_taken_evenly(tmp_path: Path):
+    for shade in range(8):
+        Image.fromarray(np.full((32, 32, 3), shade, np.uint8)).save(tmp_path / f"{shade}.png")
+    paths = [tmp_path / f"{number * 8 // (3 * MAX_PHOTOS)}.png" for number in range(3 * MAX_PHOTOS)]
+    found, _ = photographs(paths, Preprocessing.paper(32, 32))
+    assert [len(found.images), *found.images[::32, 0, 0, 0]] == [MAX_PHOTOS, *range(8)]
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_holds_files_against_the_first(tiny_model: Path, edited: Callable[[float], Path]):
+    path = edited(0.5)
+    reports = document_of(run("vit-parity", tiny_model, path, "--batch-sizes", "1,2", "--json"), 1)["models"][1]["reports"]
+    assert [(report["checks"][0]["provider"], report["passed"]) for report in reports] == [
+        ("cpu", False),
+        (f"cpu against {tiny_model}", False),
+    ]
+    failed_ones = {(c["inputs"], c["output"]) for c in reports[1]["checks"] if not c["passed"]}
+    assert failed_ones == {("golden", "logits"), ("extremes", "logits")}
+
+
+def test_the_command_compares_on_images_too(tiny_model: Path, images: Path):
+    result = run("vit-parity", tiny_model, "--images", images, "--batch-sizes", "1,3")
+    assert result.exit_code == 0
+    assert f"{tiny_model} on cpu, together against alone: passed (limits: 4 and 16 floors)" in result.stdout
+    assert " images " in result.stdout
+
+
+def test_an_image_that_cannot_be_read_is_named_counted_and_makes_the_exit_code_3(tiny_model: Path, images: Path):
+    (images / "broken.png").write_bytes(b"no picture")
+    result = run("vit-parity", tiny_model, "--images", images, "--batch-sizes", "1,3")
+    assert result.exit_code == 3
+    assert ": passed (" in result.stdout
+    first, last = result.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert "broken.png" in first
+    assert last == "error: 1 of 6 images cannot be read; the others were compared"
+
+
+def test_files_of_two_networks_are_exit_code_2(tiny_model: Path, tiny_embedder: Path):
+    message = failed(run("vit-parity", tiny_model, tiny_embedder, "--batch-sizes", "1"), 2)
+    assert message.startswith(
+        f"{tiny_embedder} and {tiny_model} are not of one network: outputs [logits, embedding, tokens, attention] and [embedding]"
+    )
