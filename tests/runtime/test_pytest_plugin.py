@@ -1,0 +1,67 @@
+"""The pytest plugin in a test run of its own: a test for each file and provider, with the doctor's reason where one does not work."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+TEST = """
+def test_the_file_is_right(vit_parity):
+    report = vit_parity.check(batch_sizes=(1, 3))
+    assert report.passed
+    assert {check.batch_size for check in report.checks} == {1, 3}
+    assert vit_parity.model.provider == vit_parity.provider
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """pytest in a process of its own, where the plugin is found as an installed one is."""
+    pytester.makepyfile(TEST)
+    return lambda *arguments: pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist", "-rs", "-v", *map(str, arguments))
+
+
+def test_a_test_runs_for_each_file_and_each_provider_that_works(run, tiny_model: Path, tiny_int8: Path):
+    result = run("--vit-model", tiny_model, "--vit-model", tiny_int8, "--vit-providers", "cpu")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines([f"*[[]{tiny_model.name}-cpu[]] PASSED*", f"*[[]{tiny_int8.name}-cpu[]] PASSED*"])
+
+
+def test_a_provider_that_does_not_work_is_skipped_with_the_doctors_reason(run, tiny_model: Path):
+    result = run("--vit-model", tiny_model, "--vit-providers", "cpu,tensorrt")
+    outcomes = result.parseoutcomes()
+    if outcomes.get("passed") == 2:
+        pytest.skip("TensorRT works here")
+    assert outcomes == {"passed": 1, "skipped": 1}
+    result.stdout.fnmatch_lines(["*SKIPPED*tensorrt does not work here: *"])
+
+
+def test_a_file_that_is_wrong_fails_with_what_was_measured(run, edited: Callable[[float], Path]):
+    result = run("--vit-model", edited(0.5), "--vit-providers", "cpu")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*vit-parity: FAILED*", "*logits, batch size 1, 32x32: * floors rms*"])
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(run, tmp_path: Path):
+    result = run("--vit-model", tmp_path / "no.onnx", "--vit-providers", "cpu")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ModelError: *no.onnx does not exist*"])
+
+
+def test_a_provider_of_no_name_is_an_error_that_lists_them(run, tiny_model: Path):
+    result = run("--vit-model", tiny_model, "--vit-providers", "gpu")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*InputError: *expected one of *cpu*"])
+
+
+def test_without_a_file_the_test_is_skipped_and_told_how_to_give_one(run):
+    result = run()
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*SKIPPED*no file was given; run pytest with --vit-model FILE*"])
+
+
+def test_tests_that_do_not_ask_for_it_are_left_alone(pytester: pytest.Pytester, tiny_model: Path):
+    pytester.makepyfile("def test_other(): pass")
+    pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist", "--vit-model", tiny_model).assert_outcomes(passed=1)
