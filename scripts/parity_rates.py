@@ -28,6 +28,7 @@ from vit_runtime.errors import VitError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import KEY, Limits, Manifest, read_manifest
 from vit_runtime.parity import check_record, extremes, measure, scale_of
+from vit_runtime.parity.locate import locate, part_of
 from vit_runtime.preprocess import normalize
 
 Array = npt.NDArray[Any]
@@ -86,7 +87,7 @@ def set_epsilon(module: str, epsilon: float, proto: onnx.ModelProto) -> None:
 
 def tanh_gelu(module: str, proto: onnx.ModelProto) -> None:
     (node,) = nodes_of(proto, module, "Gelu")
-    node.attribute.append(helper.make_attribute("approximate", "tanh"))
+    next(attribute for attribute in node.attribute if attribute.name == "approximate").s = b"tanh"
 
 
 def in_half(layer: str, factor: float, proto: onnx.ModelProto) -> None:
@@ -155,11 +156,11 @@ def in_float32(proto: onnx.ModelProto, blocks: Iterable[int], heads: int) -> Ite
             yield Fault("input in float16", layer, partial(in_half, layer, 1.0))
             yield Fault("input in float16, overflowing", layer, partial(in_half, layer, 3e5))
     yield from of_norm("norm")
-    yield from around(proto)
+    yield from around(proto, pruned=False)
 
 
-def around(proto: onnx.ModelProto) -> Iterator[Fault]:
-    """Those in front of the blocks, behind them, and in what the manifest says."""
+def around(proto: onnx.ModelProto, pruned: bool) -> Iterator[Fault]:
+    """Those in front of the blocks, behind them, and in what the manifest says; a `pruned` file has no other tokens behind them."""
     table, patches = "embeddings.pos_embed", "embeddings.patch_embed.proj"
     for kind, edit in (
         ("position rows shifted", partial(np.roll, shift=1, axis=1)), ("two position rows swapped", partial(swap_rows, 2, 3)),
@@ -176,7 +177,8 @@ def around(proto: onnx.ModelProto) -> Iterator[Fault]:
         yield Fault("bias dropped", "head", partial(change, name="head.bias", edit=np.zeros_like))
         yield Fault("sign of the largest weight", "head", partial(change, name="head.weight", edit=partial(flip, 31, 1.0)))
         yield Fault("two classes swapped", "head", partial(change, name="head.weight", edit=partial(swap_first, 0, 1)))
-    yield Fault("class token read from the wrong place", "norm", read_another_token)
+    if not pruned:
+        yield Fault("class token read from the wrong place", "norm", read_another_token)
     yield Fault("batch dimension frozen", "input", freeze_batch)
     for kind, entry, values in (
         ("wrong mean", "mean", [0.485, 0.456, 0.406]), ("wrong std", "std", [0.229, 0.224, 0.225]), ("wrong rescale", "rescale", 1.0),
@@ -212,7 +214,7 @@ def in_int8(proto: onnx.ModelProto, blocks: Iterable[int]) -> Iterator[Fault]:
         for norm in (f"{block}.norm1", f"{block}.norm2"):
             yield from of_norm(norm)
     yield from of_norm("norm")
-    yield from around(proto)
+    yield from around(proto, pruned=True)
 
 
 def shifted(part: slice, by: int) -> slice:
@@ -266,11 +268,21 @@ def set_preprocessing(entry: str, value: Any, document: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a fault moves an output on other images, in what is allowed, and whether it was flagged."""
+    """How far a fault moves an output on other images, in what is allowed, whether it was flagged, and the part where it was located.
+
+    `place` is None for a file that cannot be loaded or run: it tells so itself.
+    """
 
     fault: Fault
     effect: float
     flagged: bool
+    place: str | None = None
+
+    @property
+    def located(self) -> bool:
+        """In the right part. What is wrong before the network shows at its beginning, and what its last norm gives wrong in the outputs."""
+        part = part_of(self.fault.place)
+        return self.place == part or (part, self.place) in (("preprocessing", "embeddings"), ("norm", "vit"))
 
     @property
     def matters(self) -> bool:
@@ -287,7 +299,8 @@ class Trial:
     def __init__(self, path: Path, provider: str, folder: Path, others: Array) -> None:
         self.path, self.provider, self.folder = path, provider, folder
         self.manifest, _ = read_manifest(path)
-        self.others, self.healthy = others, self._outputs(vit.load(path, provider), self.manifest, others)
+        self.honest, self.others = vit.load(path, provider), others
+        self.healthy = self._outputs(self.honest, self.manifest, others)
 
     def judge(self, fault: Fault) -> Verdict:
         """Put it in, look whether it is flagged, and what it does to other images."""
@@ -299,8 +312,9 @@ class Trial:
             model = vit.load(path, self.provider)
             flagged = not check_record(model.run, model.manifest, model.provider).passed
         except VitError:
-            return Verdict(fault, np.inf, True)  # it says so itself
-        return Verdict(fault, self._effect(self._outputs(model, model.manifest, self.others)), flagged)
+            return Verdict(fault, np.inf, True)
+        place = locate(self.honest, model).place if flagged else None
+        return Verdict(fault, self._effect(self._outputs(model, model.manifest, self.others)), flagged, place)
 
     def _effect(self, outputs: Mapping[str, Array]) -> float:
         """How far the worst output is from the healthy file's, in what is allowed between them."""
@@ -395,7 +409,7 @@ def main() -> None:
         variants = dict(honest(Path(name), ("cpu", "openvino")))
     print(table(verdicts))
     rows = [
-        {"file": file, "fault": v.fault.name, "effect": v.effect if np.isfinite(v.effect) else None, "flagged": v.flagged}
+        {"file": file, "fault": v.fault.name, "effect": v.effect if np.isfinite(v.effect) else None, "flagged": v.flagged, "place": v.place}
         for file, found in verdicts.items()
         for v in found
     ]
@@ -403,7 +417,9 @@ def main() -> None:
         f"{file}, {v.fault.name}: {v.effect:.1f} times what is allowed" for file, found in verdicts.items() for v in found if v.missed
     ]
     wrong = [what for what, passed in variants.items() if not passed]
-    for title, lines in (("missed", missed), ("flagged though honest", wrong)):
+    looked = [(file, v) for file, found in verdicts.items() for v in found if v.matters and v.place is not None]
+    lost = [f"{file}, {v.fault.name}: in {v.place}" for file, v in looked if not v.located]
+    for title, lines in (("missed", missed), ("flagged though honest", wrong), (f"of {len(looked)} not located rightly", lost)):
         print("\n".join([f"{len(lines)} {title}", *lines]))
     print(f"{len(variants)} honest variants")
     if args.out:

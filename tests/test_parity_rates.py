@@ -25,6 +25,13 @@ def shares(verdicts) -> tuple[int, int]:
     return sum(verdict.flagged for verdict in matter), len(matter)
 
 
+def well_located(verdicts) -> float:
+    """The share of the faults that matter, and can be run, whose part of the network is named."""
+    looked = [verdict for verdict in verdicts if verdict.matters and verdict.place is not None]
+    print(f"{sum(v.located for v in looked)} of {len(looked)} are located rightly")
+    return sum(verdict.located for verdict in looked) / len(looked)
+
+
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_fault_in_a_float32_file_that_matters_is_flagged(folder, step):
     verdicts = SUITE["try_faults"](folder, "portable", "fp32", step)
@@ -32,13 +39,16 @@ def test_every_fault_in_a_float32_file_that_matters_is_flagged(folder, step):
     assert matter >= 0.9 * len(verdicts)  # an epsilon may change nothing; nearly everything else does
     assert [verdict.fault.name for verdict in verdicts if verdict.missed] == []
     assert flagged == matter
+    assert well_located(verdicts) >= 0.95
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_nearly_every_fault_in_an_int8_file_that_matters_is_flagged(folder, step):
-    flagged, matter = shares(SUITE["try_faults"](folder, "cpu", "int8", step))
+    verdicts = SUITE["try_faults"](folder, "cpu", "int8", step)
+    flagged, matter = shares(verdicts)
     assert matter >= 20
     assert flagged >= SEEN_IN_INT8 * matter
+    assert well_located(verdicts) >= 0.95
 
 
 @pytest.mark.parametrize(

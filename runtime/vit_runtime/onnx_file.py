@@ -9,15 +9,18 @@ from __future__ import annotations
 import mmap
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vit_runtime.errors import ModelError
 
 MAX_NODES = 1_000_000
 MAX_DEPTH = 16  # graphs in graphs
 MAX_METADATA = 64 << 20  # bytes of one metadata entry; a manifest with 20,000 labels and 16 golden images has under 4 MiB
+
+T = TypeVar("T")
 
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
 
@@ -51,8 +54,44 @@ class OnnxFile:
         return sum(self.op_counts.values())
 
 
+@dataclass(frozen=True)
+class NodeInfo:
+    """A node of the main graph, in the file's order: its name, op, and the values that it makes."""
+
+    name: str
+    op: str
+    outputs: tuple[str, ...]
+
+
 def read_onnx(path: Path) -> OnnxFile:
     """Walk the file. Raises: ModelError if it is missing, empty, truncated, not ONNX, or points outside its folder."""
+    return _walk(path, _read)
+
+
+def read_nodes(path: Path) -> tuple[NodeInfo, ...]:
+    """The main graph's nodes. Raises: ModelError as `read_onnx`."""
+    return _walk(path, _nodes)
+
+
+def with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    """The file with these values as outputs of its graph too, untyped, as engines take them.
+
+    A protocol buffer's messages that come twice are merged by whoever reads them, so it is enough to add a graph of nothing but outputs.
+    Only for files that fit one protocol buffer.
+    """
+    graph = b"".join(_field(12, _field(1, name.encode())) for name in names)
+    return path.read_bytes() + _field(7, graph)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field."""
+    length, size = b"", len(content)
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def _walk(path: Path, reader: Callable[[Path, mmap.mmap], T]) -> T:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -63,7 +102,7 @@ def read_onnx(path: Path) -> OnnxFile:
             if not status.st_size:
                 raise ModelError(f"{path} is empty, expected an .onnx file; it was probably cut off while it was copied")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _read(path, data)
+                return reader(path, data)
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist; `vit-export --out {path}` makes one") from error
     except OSError as error:
@@ -176,6 +215,17 @@ def _read(path: Path, data: mmap.mmap) -> OnnxFile:
     size = len(data) + sum((path.parent / name).stat().st_size for name in external)
     given = tuple(info for info in inputs if info.name not in initializers)
     return OnnxFile(path, size, ir_version, opsets, given, tuple(outputs), dict(ops.most_common()), external, metadata)
+
+
+def _nodes(path: Path, data: mmap.mmap) -> tuple[NodeInfo, ...]:
+    found = list[NodeInfo]()
+    for graph in _messages(_Span(data, 0, len(data)), 7):
+        for node in _messages(graph, 1):
+            if len(found) == MAX_NODES:
+                raise _MalformedError(f"more than {MAX_NODES} nodes")
+            names = [value.text() for value in _messages(node, 3)]
+            found.append(NodeInfo(names[0] if names else "", _op(node), tuple(value.text() for value in _messages(node, 2))))
+    return tuple(found)
 
 
 def _pair(span: _Span) -> tuple[str, int]:

@@ -27,6 +27,7 @@ from vit_runtime.parity import (
     steady,
     summary,
 )
+from vit_runtime.parity.locate import Location, locate
 
 
 @click.command(cls=Command)
@@ -39,6 +40,9 @@ from vit_runtime.parity import (
 )
 @click.option("--batch-sizes", default=",".join(map(str, BATCH_SIZES)), show_default=True, help="The batch sizes to check at.")
 @click.option("--images", multiple=True, metavar="PATH", help="Also compare on these images: files, folders, globs; repeatable.")
+@click.option(
+    "--locate", "asked", is_flag=True, help="Where two that are compared do not agree, name the part of the network where they part."
+)
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
 @click.option(
     "--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write the checks as JUnit's XML."
@@ -53,6 +57,7 @@ def main(
     providers: str,
     batch_sizes: str,
     images: tuple[str, ...],
+    asked: bool,
     threads: int | None,
     junit_file: Path | None,
     summary_file: Path | None,
@@ -72,7 +77,12 @@ def main(
     check_place("--junit", junit_file)
     check_place("--summary", summary_file)
     paths = find_images(images) if images else []
-    results, broken = _check(console, models, names, sizes, threads, paths)
+    if asked and len(models) * len(names) < 2:
+        raise InputError(
+            "got --locate with one file and one provider, expected two to compare: give a file that is right, or another provider"
+        )
+    located = list[tuple[str, Location]]()
+    results, broken = _check(console, models, names, sizes, threads, paths, located if asked else None)
     for file, write in ((junit_file, junit), (summary_file, summary)):
         if file is not None:
             with writing(file):
@@ -81,7 +91,10 @@ def main(
     documents = [
         {"model": result.path, "passed": result.passed, "reports": [report.to_dict() for report in result.reports]} for result in results
     ]
-    console.result({"passed": passed, "models": documents}, "\n".join(_text(result.path, result.reports) for result in results))
+    places = [{"compared": compared, **location.to_dict()} for compared, location in located]
+    document = {"passed": passed, "models": documents, **({"located": places} if asked else {})}
+    texts = [*(_text(result.path, result.reports) for result in results), *(_place(*each) for each in located)]
+    console.result(document, "\n".join(texts))
     for error in broken:
         click.echo(f"error: {error}", err=True)
     if broken:
@@ -90,9 +103,18 @@ def main(
 
 
 def _check(
-    console: Console, models: Sequence[str], providers: Sequence[str], sizes: list[int], threads: int | None, paths: list[Path]
+    console: Console,
+    models: Sequence[str],
+    providers: Sequence[str],
+    sizes: list[int],
+    threads: int | None,
+    paths: list[Path],
+    located: list[tuple[str, Location]] | None,
 ) -> tuple[list[Result], tuple[ImageError, ...]]:
-    """Every file against its record on every provider; the providers against one another; the files against the first."""
+    """Every file against its record on every provider; the providers against one another; the files against the first.
+
+    Where those that are compared part goes into `located`.
+    """
     results, broken, firsts, pictures = list[Result](), tuple[ImageError, ...](), list[Model](), list[Pictures]()
     for path in models:
         loaded, reports = list[Model](), list[Report]()
@@ -104,10 +126,12 @@ def _check(
             pictures = [photos]
         reports += [check_record(model.run, model.manifest, model.provider, sizes) for model in loaded]
         reports += [steady(model, each, max(sizes)) for model in loaded for each in pictures]
-        for a, b in combinations(loaded, 2):
-            reports.append(compare(a, b, (a.provider, b.provider), sizes, [extremes(a.manifest), *pictures]))
-        for a, b in zip(firsts, loaded, strict=False):
-            reports.append(compare(a, b, (str(a.path), b.provider), sizes, [extremes(a.manifest), *pictures]))
+        pairs = [(a, b, a.provider) for a, b in combinations(loaded, 2)]
+        pairs += [(a, b, str(a.path)) for a, b in zip(firsts, loaded, strict=False)]
+        for a, b, name in pairs:
+            reports.append(compare(a, b, (name, b.provider), sizes, [extremes(a.manifest), *pictures]))
+            if located is not None and not reports[-1].passed:
+                located.append((f"{path} on {reports[-1].checks[0].provider}", locate(a, b)))
         firsts = firsts or loaded
         results.append(Result(path, tuple(reports)))
     return results, broken
@@ -126,6 +150,18 @@ def _text(path: str, reports: Sequence[Report]) -> str:
     else:
         lines.append("Of reduced precision: each output may be twice as far from float64 PyTorch as it was when the file was made.")
     return "\n".join(lines)
+
+
+def _place(compared: str, location: Location) -> str:
+    """Where two part, and how their difference grows along the network."""
+    if location.parted is None:
+        return f"{compared}: no part of the network differs by more than float32 rounds"
+    first = f", first seen at {location.first.value} ({location.first.op})" if location.first else ""
+    rows = [["", "difference", ""]]
+    for tap in location.along:
+        mark = "<- here they part" if tap is location.parted else ""
+        rows.append([tap.value, f"{tap.error:.1e}", mark])
+    return f"{compared}: they part in {location.place}{first}\n{table(rows)}"
 
 
 def _limits(limits: Limits | ReducedLimits) -> str:
