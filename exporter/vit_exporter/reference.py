@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,28 +68,34 @@ def golden_record(model: ViT, preprocessing: Preprocessing, image_size: tuple[in
     measured = copy.copy(model)  # the same modules, whatever they are
     measured.outputs = (*model.outputs, *{"embedding"}.difference(model.outputs))
     exact, single = (in_chunks(outputs, measured, inputs) for outputs in (float64_outputs, float32_outputs))
-    expected, projected, floor = {}, {}, {}
-    for name in measured.outputs:
-        truth, ours = exact[name], single[name].astype(np.float64)
-        if truth[0].size > STORED:
-            projected[name] = PROJECTED
-            truth, ours = (project(values, GOLDEN_SEED, name, PROJECTED) for values in (truth, ours))
-        expected[name] = truth.astype(np.float32)
-        error = measure(truth, ours, scale_of(truth))
-        floor[name] = Error(_rounded(max(error.rms, UNIT_ROUNDOFF)), _rounded(max(error.max, UNIT_ROUNDOFF)))
-    if "logits" in expected and expected["logits"].size < ENOUGH:
-        # So few numbers may be right by luck: what the head reads is no more exact than they can be.
-        own, read = floor["logits"], floor["embedding"]
-        floor["logits"] = Error(max(own.rms, read.rms), max(own.max, read.max))
+    projected = {name: PROJECTED for name in measured.outputs if exact[name][0].size > STORED}
+    for name in projected:
+        exact[name], single[name] = (project(values[name], GOLDEN_SEED, name, PROJECTED) for values in (exact, single))
+    floor = floors(exact, single)
     kept = model.outputs
     return Golden(
         GOLDEN_SEED,
         len(images),
-        {name: expected[name] for name in kept},
+        {name: exact[name].astype(np.float32) for name in kept},
         {name: projected[name] for name in kept if name in projected},
         {name: floor[name] for name in kept},
         size,
     )
+
+
+def floors(exact: Mapping[str, npt.NDArray[Any]], single: Mapping[str, npt.NDArray[Any]]) -> dict[str, Error]:
+    """PyTorch's own float32 error of each output: `single` against `exact`.
+
+    So few logits that they may be right by luck are no more exact than the embedding that they are made of, if that is there.
+    """
+    found = dict[str, Error]()
+    for name, truth in exact.items():
+        error = measure(truth, single[name].astype(np.float64), scale_of(truth))
+        found[name] = Error(_rounded(max(error.rms, UNIT_ROUNDOFF)), _rounded(max(error.max, UNIT_ROUNDOFF)))
+    if "embedding" in found and "logits" in exact and exact["logits"].size < ENOUGH:
+        own, read = found["logits"], found["embedding"]
+        found["logits"] = Error(max(own.rms, read.rms), max(own.max, read.max))
+    return found
 
 
 def other_sizes(config: ViTConfig) -> list[tuple[int, int]]:

@@ -19,10 +19,12 @@ from vit_runtime.parity import (
     Pictures,
     Report,
     Result,
+    check_original,
     check_record,
     compare,
     extremes,
     junit,
+    open_original,
     photographs,
     steady,
     summary,
@@ -39,6 +41,12 @@ from vit_runtime.parity.locate import Location, locate
     help="Which to check, such as cpu,openvino,cuda; several are compared with one another too.",
 )
 @click.option("--batch-sizes", default=",".join(map(str, BATCH_SIZES)), show_default=True, help="The batch sizes to check at.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Also hold the files against float64 PyTorch, computed now from this checkpoint; needs the exporter.",
+)
 @click.option("--images", multiple=True, metavar="PATH", help="Also compare on these images: files, folders, globs; repeatable.")
 @click.option(
     "--locate", "asked", is_flag=True, help="Where two that are compared do not agree, name the part of the network where they part."
@@ -56,6 +64,7 @@ def main(
     models: tuple[str, ...],
     providers: str,
     batch_sizes: str,
+    checkpoint: Path | None,
     images: tuple[str, ...],
     asked: bool,
     threads: int | None,
@@ -63,6 +72,8 @@ def main(
     summary_file: Path | None,
 ) -> None:
     """Check files against what float64 PyTorch computed when they were exported. Needs nothing but the files.
+
+    With --checkpoint they are held against float64 PyTorch computed here, too, which a file without a record can be.
 
     Several files of one network are also held against the first, several providers against one another: on the golden images, on images
     that no camera makes, and on --images, where each is also held to what it gives alone.
@@ -82,7 +93,7 @@ def main(
             "got --locate with one file and one provider, expected two to compare: give a file that is right, or another provider"
         )
     located = list[tuple[str, Location]]()
-    results, broken = _check(console, models, names, sizes, threads, paths, located if asked else None)
+    results, broken = _check(console, models, names, sizes, threads, checkpoint, paths, located if asked else None)
     for file, write in ((junit_file, junit), (summary_file, summary)):
         if file is not None:
             with writing(file):
@@ -108,6 +119,7 @@ def _check(
     providers: Sequence[str],
     sizes: list[int],
     threads: int | None,
+    checkpoint: Path | None,
     paths: list[Path],
     located: list[tuple[str, Location]] | None,
 ) -> tuple[list[Result], tuple[ImageError, ...]]:
@@ -124,8 +136,13 @@ def _check(
         if paths and not pictures:
             photos, broken = photographs(paths, loaded[0].manifest.preprocessing)
             pictures = [photos]
-        reports += [check_record(model.run, model.manifest, model.provider, sizes) for model in loaded]
-        reports += [steady(model, each, max(sizes)) for model in loaded for each in pictures]
+        if checkpoint is None or loaded[0].manifest.goldens:
+            reports += [check_record(model.run, model.manifest, model.provider, sizes) for model in loaded]
+        if checkpoint is None:
+            reports += [steady(model, each, max(sizes)) for model in loaded for each in pictures]
+        else:  # which says what is right for every image, alone and in a batch
+            original = open_original(checkpoint, loaded[0].manifest)
+            reports += [check_original(model, original, sizes, [extremes(model.manifest), *pictures]) for model in loaded]
         pairs = [(a, b, a.provider) for a, b in combinations(loaded, 2)]
         pairs += [(a, b, str(a.path)) for a, b in zip(firsts, loaded, strict=False)]
         for a, b, name in pairs:

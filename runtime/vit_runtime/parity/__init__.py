@@ -6,6 +6,7 @@ by the cosine of each output, and by the divergence of probabilities. NaN or Inf
 """
 
 from vit_runtime.parity.judging import BATCH_SIZES, FLOAT32_LIMITS, Check, Report, between, judge, measure, scale_of
+from vit_runtime.parity.original import check_original, open_original
 from vit_runtime.parity.pairs import Pictures, compare, extremes, photographs, steady
 from vit_runtime.parity.record import batches, check_record, golden_inputs, reduce_outputs
 from vit_runtime.parity.reporting import Result, junit, summary
@@ -19,6 +20,7 @@ __all__ = [
     "Result",
     "batches",
     "between",
+    "check_original",
     "check_record",
     "compare",
     "extremes",
@@ -26,6 +28,7 @@ __all__ = [
     "judge",
     "junit",
     "measure",
+    "open_original",
     "photographs",
     "reduce_outputs",
     "scale_of",

@@ -135,6 +135,12 @@ def _outputs(model: Model, parts: Sequence[Pixels], golden: Golden) -> dict[str,
     return {name: np.concatenate([part[name] for part in found]) for name in golden.expected}
 
 
+def run_in_batches(model: Model, images: Pixels, size: int) -> dict[str, Array]:
+    """Every output for these images, `size` at a time, prepared as the file says."""
+    parts = [model.run(normalize(part, model.manifest.preprocessing)) for part in _batches(images, size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _batches(images: Pixels, size: int) -> list[Pixels]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
