@@ -142,3 +142,40 @@ def test_parity_holds_providers_against_the_record_and_against_one_another(fixtu
 def test_parity_in_a_process_of_its_own_gives_its_exit_code(tiny_model: Path, edited: Callable[[float], Path]):
     assert run_apart("vit-parity", tiny_model, "--batch-sizes", "1").returncode == 0
     assert run_apart("vit-parity", edited(0.5), "--batch-sizes", "1", "--json").returncode == 1
+
+
+# ---- limits of one's own -------------------------------------------------------------------------------------------------------------
+
+
+def test_other_limits_take_the_place_of_a_float32_files_own(tiny_model: Path):
+    report = document_of(run("vit-parity", tiny_model, "--batch-sizes", "1", "--max-floors", "1e-3,50", "--json"), 1)["models"][0][
+        "reports"
+    ][0]
+    assert report["limits"] == {"rms": 1e-3, "max": 50}
+    assert run("vit-parity", tiny_model, "--batch-sizes", "1", "--max-floors", "3,20").exit_code == 0
+
+
+def test_other_limits_take_the_place_of_a_reduced_files_own(tiny_int8: Path):
+    report = document_of(run("vit-parity", tiny_int8, "--batch-sizes", "1", "--min-cosine", "0.9", "--json"))["models"][0]["reports"][0]
+    assert {near["cosine"] for near in report["limits"].values()} == {0.9}
+    assert report["limits"]["logits"]["kl"] < 1
+    result = document_of(run("vit-parity", tiny_int8, "--batch-sizes", "1", "--max-kl", "1e-12", "--json"), 1)
+    assert {c["output"] for c in result["models"][0]["reports"][0]["checks"] if not c["passed"]} == {"logits"}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "arguments", "words"),
+    [
+        (
+            "tiny_model",
+            ("--min-cosine", "0.9"),
+            "got a cosine or a divergence as the limit of a float32 file, expected multiples of the floor",
+        ),
+        ("tiny_int8", ("--max-floors", "2,8"), "got floors as the limit of a file in reduced precision, expected --min-cosine or --max-kl"),
+        ("tiny_model", ("--max-floors", "2"), "got --max-floors '2', expected two numbers with a comma between them, such as 2,8"),
+        ("tiny_model", ("--max-floors", "0,8"), "got --max-floors '0,8', expected numbers above zero"),
+        ("tiny_model", ("--max-floors", "nan,8"), "got --max-floors 'nan,8', expected numbers above zero"),
+    ],
+)
+def test_limits_that_do_not_fit_are_refused(fixture: str, arguments: tuple[str, ...], words: str, request: pytest.FixtureRequest):
+    assert words in failed(run("vit-parity", request.getfixturevalue(fixture), *arguments), 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from vit_runtime.parity import (
     steady,
     summary,
 )
+from vit_runtime.parity.baseline import Baseline, Drift, drift, entries_of, latency_of, processor, read_baseline
+from vit_runtime.parity.judging import overridden
 from vit_runtime.parity.locate import Location, locate
 
 
@@ -52,6 +55,15 @@ from vit_runtime.parity.locate import Location, locate
     "--locate", "asked", is_flag=True, help="Where two that are compared do not agree, name the part of the network where they part."
 )
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
+@click.option("--max-floors", metavar="RMS,LARGEST", help="Limits of float32 files in floors, in place of their own, such as 2,8.")
+@click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Limit of files in reduced precision, in place of their own.")
+@click.option("--max-kl", type=click.FloatRange(0), help="The same for the divergence of probabilities, in nats.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Store what was measured, or where the file is there already compare with it: what got worse fails, what got slower is told.",
+)
 @click.option(
     "--junit", "junit_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write the checks as JUnit's XML."
 )
@@ -68,6 +80,10 @@ def main(
     images: tuple[str, ...],
     asked: bool,
     threads: int | None,
+    max_floors: str | None,
+    min_cosine: float | None,
+    max_kl: float | None,
+    baseline: Path | None,
     junit_file: Path | None,
     summary_file: Path | None,
 ) -> None:
@@ -85,6 +101,7 @@ def main(
     names, sizes = providers.split(","), whole_numbers(batch_sizes, "--batch-sizes")
     if len(set(names)) < len(names):
         raise InputError(f"got --providers {providers!r}, expected each provider once; one alone is checked against the record")
+    check_place("--baseline", baseline)
     check_place("--junit", junit_file)
     check_place("--summary", summary_file)
     paths = find_images(images) if images else []
@@ -92,19 +109,40 @@ def main(
         raise InputError(
             "got --locate with one file and one provider, expected two to compare: give a file that is right, or another provider"
         )
-    located = list[tuple[str, Location]]()
-    results, broken = _check(console, models, names, sizes, threads, checkpoint, paths, located if asked else None)
+    located, floors, latency = list[tuple[str, Location]](), _two_numbers(max_floors), dict[str, float]()
+    before = read_baseline(baseline) if baseline is not None and baseline.exists() else None
+
+    def open_one(path: Path, name: str) -> Model:
+        console.progress(f"{path}: {name}")
+        model = load(path, name, threads)
+        if model.manifest.parity is not None:
+            limits = overridden(model.manifest.parity.limits, floors, min_cosine, max_kl)
+            model.manifest = replace(model.manifest, parity=replace(model.manifest.parity, limits=limits))
+        if baseline is not None:
+            latency[f"{path} on {model.provider}"] = latency_of(model)
+        return model
+
+    results, broken = _check(open_one, models, names, sizes, checkpoint, paths, located if asked else None)
     for file, write in ((junit_file, junit), (summary_file, summary)):
         if file is not None:
             with writing(file):
                 file.write_text(write(results), encoding="utf-8", errors="replace")
-    passed = all(result.passed for result in results)
+    passed, drifted = all(result.passed for result in results), Drift((), ())
+    if passed and baseline is not None:
+        now = Baseline(tuple(entry for result in results for entry in entries_of(result.path, result.reports)), latency, processor())
+        drifted = _store(console, baseline, now) if before is None else drift(before, now)
+        for line in drifted.told:
+            console.warn(line)
+    passed = passed and not drifted.worse
     documents = [
         {"model": result.path, "passed": result.passed, "reports": [report.to_dict() for report in result.reports]} for result in results
     ]
     places = [{"compared": compared, **location.to_dict()} for compared, location in located]
     document = {"passed": passed, "models": documents, **({"located": places} if asked else {})}
+    if baseline is not None:
+        document["drift"] = {"worse": list(drifted.worse), "told": list(drifted.told)}
     texts = [*(_text(result.path, result.reports) for result in results), *(_place(*each) for each in located)]
+    texts += [f"WORSE than in {baseline}: {line}" for line in drifted.worse]
     console.result(document, "\n".join(texts))
     for error in broken:
         click.echo(f"error: {error}", err=True)
@@ -113,12 +151,28 @@ def main(
     click.get_current_context().exit(1 if not passed else ImageError.exit_code if broken else 0)
 
 
+def _store(console: Console, file: Path, now: Baseline) -> Drift:
+    with writing(file):
+        file.write_text(now.to_json(), encoding="utf-8")
+    console.warn(f"{file} did not exist, so it was stored and nothing was compared with it")
+    return Drift((), ())
+
+
+def _two_numbers(text: str | None) -> tuple[float, float] | None:
+    try:
+        rms, largest = map(float, text.split(",")) if text is not None else (1.0, 1.0)
+    except ValueError as error:
+        raise InputError(f"got --max-floors {text!r}, expected two numbers with a comma between them, such as 2,8") from error
+    if not (rms > 0 and largest > 0):
+        raise InputError(f"got --max-floors {text!r}, expected numbers above zero, such as 2,8")
+    return (rms, largest) if text is not None else None
+
+
 def _check(
-    console: Console,
+    open_one: Callable[[Path, str], Model],
     models: Sequence[str],
     providers: Sequence[str],
     sizes: list[int],
-    threads: int | None,
     checkpoint: Path | None,
     paths: list[Path],
     located: list[tuple[str, Location]] | None,
@@ -129,10 +183,7 @@ def _check(
     """
     results, broken, firsts, pictures = list[Result](), tuple[ImageError, ...](), list[Model](), list[Pictures]()
     for path in models:
-        loaded, reports = list[Model](), list[Report]()
-        for name in providers:
-            console.progress(f"{path}: {name}")
-            loaded.append(load(path, name, threads))
+        loaded, reports = [open_one(Path(path), name) for name in providers], list[Report]()
         if paths and not pictures:
             photos, broken = photographs(paths, loaded[0].manifest.preprocessing)
             pictures = [photos]

@@ -128,6 +128,25 @@ def between(a: Limits | ReducedLimits, b: Limits | ReducedLimits) -> Limits | Re
     return found
 
 
+def overridden(
+    limits: Limits | ReducedLimits, floors: tuple[float, float] | None, cosine: float | None, kl: float | None
+) -> Limits | ReducedLimits:
+    """The limits with those that are given in place of a file's own: in floors for float32, cosine and divergence for reduced precision.
+
+    Raises: InputError for those of the other kind.
+    """
+    if isinstance(limits, Limits):
+        if cosine is not None or kl is not None:
+            raise InputError("got a cosine or a divergence as the limit of a float32 file, expected multiples of the floor (--max-floors)")
+        return limits if floors is None else Limits(*floors)
+    if floors is not None:
+        raise InputError("got floors as the limit of a file in reduced precision, expected --min-cosine or --max-kl")
+    return {
+        name: Nearness(near.cosine if cosine is None else cosine, near.kl if kl is None or near.kl is None else kl)
+        for name, near in limits.items()
+    }
+
+
 def judge(
     provider: str, batch_size: int, image_size: tuple[int, int], output: str, error: Error, floor: Error, near: Accuracy,
     limits: Limits | ReducedLimits, inputs: str = "golden",
