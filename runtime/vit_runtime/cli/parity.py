@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from vit_runtime.parity import (
 from vit_runtime.parity.baseline import Baseline, Drift, drift, entries_of, latency_of, processor, read_baseline
 from vit_runtime.parity.judging import overridden
 from vit_runtime.parity.locate import Location, locate
+from vit_runtime.parity.page import Portrait, page, portrait
 
 
 @click.command(cls=Command)
@@ -70,6 +72,13 @@ from vit_runtime.parity.locate import Location, locate
 @click.option(
     "--summary", "summary_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write a summary in Markdown."
 )
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write a page to look at, in one file.",
+)
 @output_options
 def main(
     console: Console,
@@ -86,6 +95,7 @@ def main(
     baseline: Path | None,
     junit_file: Path | None,
     summary_file: Path | None,
+    html_file: Path | None,
 ) -> None:
     """Check files against what float64 PyTorch computed when they were exported. Needs nothing but the files.
 
@@ -104,12 +114,14 @@ def main(
     check_place("--baseline", baseline)
     check_place("--junit", junit_file)
     check_place("--summary", summary_file)
+    check_place("--html", html_file)
     paths = find_images(images) if images else []
     if asked and len(models) * len(names) < 2:
         raise InputError(
             "got --locate with one file and one provider, expected two to compare: give a file that is right, or another provider"
         )
     located, floors, latency = list[tuple[str, Location]](), _two_numbers(max_floors), dict[str, float]()
+    portraits = list[Portrait]()
     before = read_baseline(baseline) if baseline is not None and baseline.exists() else None
 
     def open_one(path: Path, name: str) -> Model:
@@ -118,12 +130,14 @@ def main(
         if model.manifest.parity is not None:
             limits = overridden(model.manifest.parity.limits, floors, min_cosine, max_kl)
             model.manifest = replace(model.manifest, parity=replace(model.manifest.parity, limits=limits))
+        if html_file is not None and model.manifest.goldens:
+            portraits.append(portrait(model))
         if baseline is not None:
             latency[f"{path} on {model.provider}"] = latency_of(model)
         return model
 
     results, broken = _check(open_one, models, names, sizes, checkpoint, paths, located if asked else None)
-    for file, write in ((junit_file, junit), (summary_file, summary)):
+    for file, write in ((junit_file, junit), (summary_file, summary), (html_file, partial(page, portraits=portraits, located=located))):
         if file is not None:
             with writing(file):
                 file.write_text(write(results), encoding="utf-8", errors="replace")
