@@ -141,9 +141,10 @@ def _tune(
     if refused := [name for name, value in settled.items() if value]:
         raise InputError(f"got {refused[0]} with --tune, which decides that itself or needs it; leave one of them out")
     gc.enable()
-    base = {name: chosen[name] for name in ("opset", "external_data", "force", "calibrate", "max_drop") if name in chosen}
+    base = {name: chosen[name] for name in ("opset", "external_data", "force") if name in chosen}
+    judged = {name: chosen[name] for name in ("calibrate", "max_drop") if name in chosen}
     sizes = tuple(whole_numbers(options["batch_sizes"] or "1", "--batch-sizes"))
-    spec = TuneSpec(ExportSpec(out, **base), sizes, options["threads"], options["target"], options["precision"])
+    spec = TuneSpec(ExportSpec(out, **base), sizes, options["threads"], options["target"], options["precision"], **judged)
     with _progress(console) as tell:
         report = tune(made, spec, tell)
     files = write_report(report)

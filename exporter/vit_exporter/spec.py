@@ -61,8 +61,8 @@ class ExportSpec:
             raise InputError("got --calibrate for precision fp32, which neither measures nor judges anything on images; leave it out")
         if self.max_drop is not None and (self.precision not in SEARCHED or not self.verify):
             raise InputError(f"got --max-drop, expected it with verification and one of the precisions {', '.join(SEARCHED)}")
-        if self.max_drop is not None and not 0 < self.max_drop < 1:
-            raise InputError(f"got --max-drop {self.max_drop:g}, expected a number between 0 and 1, such as 0.01")
+        if self.max_drop is not None:
+            check_drop(self.max_drop)
         if self.calibrate is not None and not self.verify and self.precision != "int8-static":
             raise InputError(f"got --calibrate with --no-verify for {self.precision}, which its images would only judge; leave one out")
         if self.keep and self.precision not in SEARCHED:
@@ -79,3 +79,9 @@ class ExportSpec:
     def reduced(self) -> bool:
         """Whether it is not float32."""
         return self.precision != "fp32"
+
+
+def check_drop(drop: float) -> None:
+    """Raises: InputError for a budget of accuracy that is none."""
+    if not 0 < drop < 1:
+        raise InputError(f"got --max-drop {drop:g}, expected a number between 0 and 1, such as 0.01")

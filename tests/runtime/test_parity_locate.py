@@ -167,3 +167,8 @@ def test_where_they_agree_nothing_is_located(tiny_model: Path, tiny_openvino_fp3
 
 def test_with_nothing_to_compare_it_is_refused(tiny_model: Path):
     assert "expected two to compare" in failed(run("vit-parity", tiny_model, "--locate"), 2)
+
+
+def test_weights_beside_a_file_are_told_before_the_work(tiny_external: Path, tiny_model: Path):
+    message = failed(run("vit-parity", tiny_model, tiny_external, "--locate"), 2)
+    assert message.startswith(f"{tiny_external} has its weights in a file beside it, expected one file to look inside")

@@ -94,3 +94,19 @@ def test_a_place_that_cannot_be_written_is_told_before_and_a_full_disk_after(opt
     assert message == f"{option} {tmp_path}/no/file: the folder {tmp_path}/no does not exist; make it with `mkdir -p {tmp_path}/no`"
     if Path("/dev/full").exists():
         assert "cannot be written (No space left" in failed(run("vit-parity", tiny_model, option, "/dev/full"), 4)
+
+
+def test_what_is_written_appears_whole_or_not_at_all(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A write that breaks off leaves the file that was there, and nothing beside it."""
+    out = tmp_path / "parity.xml"
+    out.write_text("the last one")
+
+    def breaks(self: Path, text: str, **_: object) -> int:
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", breaks)
+    assert "cannot be written (No space left on device)" in failed(run("vit-parity", tiny_model, "--batch-sizes", "1", "--junit", out), 4)
+    assert out.read_text() == "the last one"
+    assert [path.name for path in tmp_path.iterdir()] == ["parity.xml"]

@@ -20,7 +20,7 @@ from vit_exporter.describe import TOOLS, package_version
 from vit_exporter.pipeline import export
 from vit_exporter.precision.sensitivity import Budget
 from vit_exporter.source import Source, VerificationError
-from vit_exporter.spec import SEARCHED, ExportSpec
+from vit_exporter.spec import SEARCHED, ExportSpec, check_drop
 from vit_exporter.tuning.candidates import BASELINE, Candidate, candidates
 from vit_exporter.writer import check_out
 from vit_runtime.errors import MachineError, SessionError
@@ -40,9 +40,11 @@ Tell = Callable[[int, int, str], None]  # done, all, what is being done
 
 @dataclass(frozen=True)
 class TuneSpec:
-    """What to tune for: `base` says where the file goes, what calibrates and judges, and the budget; the rest how it is timed.
+    """What to tune for: `base` says where the file goes and how it is written, the rest what it is timed and judged by.
 
-    `target` and `precision` narrow the candidates down, None leaves them free. `threads` None: the physical cores.
+    `target` and `precision` narrow the candidates down, None leaves them free. `threads` None: the physical cores. `calibrate` is a folder
+    of images that reduced precision is calibrated with and judged on, `max_drop` the budget (`ExportSpec` says of what).
+    Raises: InputError for a budget that is none.
     """
 
     base: ExportSpec
@@ -50,6 +52,11 @@ class TuneSpec:
     threads: int | None = None
     target: str | None = None
     precision: str | None = None
+    calibrate: Path | None = None
+    max_drop: float = MAX_DROP
+
+    def __post_init__(self) -> None:
+        check_drop(self.max_drop)
 
     @property
     def folder(self) -> Path:
@@ -59,14 +66,14 @@ class TuneSpec:
     def export_spec(self, candidate: Candidate, out: Path, keep: Sequence[str] | None = None) -> ExportSpec:
         """How to export the candidate: with a search for the layers to keep, or with the layers that one has found."""
         searched = candidate.precision in SEARCHED
-        drop = (self.base.max_drop or MAX_DROP) if searched and keep is None else None
+        drop = self.max_drop if searched and keep is None else None
         return dataclasses.replace(
             self.base,
             out=out,
             target=candidate.target,
             precision=candidate.precision,
             token_split=candidate.token_split,
-            calibrate=self.base.calibrate if candidate.precision != "fp32" else None,
+            calibrate=self.calibrate if candidate.precision != "fp32" else None,
             max_drop=drop,
             keep=tuple(keep) if keep and searched else (),
             compare_speed=False,
@@ -178,7 +185,7 @@ def _try(
         return dataclasses.replace(nothing, obstacle=str(error))
     manifest, file = read_manifest(out)
     record = _accuracy(dataclasses.replace(nothing, provider=manifest.execution.provider, size=file.size), manifest)
-    if (over := _beyond(manifest, spec.base.max_drop or MAX_DROP)) is not None:
+    if (over := _beyond(manifest, spec.max_drop)) is not None:
         return dataclasses.replace(record, obstacle=over)
     timings = list[Timing]()
     try:
@@ -227,15 +234,14 @@ def _time(path: Path, baseline: Path, manifest: Manifest, batch_size: int, threa
 
 def _key(source: Source, spec: TuneSpec, machine: Mapping[str, Any]) -> str:
     """What makes a record out of date: another network, other options, other images, another machine or other packages."""
-    base = spec.base
-    images = [(path.name, path.stat().st_size) for path in find_images((str(base.calibrate),))] if base.calibrate is not None else []
+    images = [(path.name, path.stat().st_size) for path in find_images((str(spec.calibrate),))] if spec.calibrate is not None else []
     facts = {
         "network": asdict(source.model.config),
         "outputs": source.model.outputs,
         "dynamic_size": source.model.dynamic_size,
         "checkpoint": source.checkpoint,
         "images": images,
-        "max_drop": base.max_drop,
+        "max_drop": spec.max_drop,
         "batch_sizes": spec.batch_sizes,
         "machine": dict(machine),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import signal
 import sys
 import warnings
@@ -110,6 +111,20 @@ def writing(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MachineError(f"{file} cannot be written ({error.strerror or error}); choose another file or make room") from error
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a result that appears whole or not at all; pipes and devices take it as it comes. Raises: MachineError where that fails."""
+    with writing(file):
+        if file.exists() and not file.is_file():
+            file.write_text(text, encoding="utf-8", errors="replace")
+            return
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            part.write_text(text, encoding="utf-8", errors="replace")
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def whole_numbers(text: str, what: str, once: bool = True) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from vit_runtime.cli.common import Command, Console, check_place, output_options, table, whole_numbers, writing
+from vit_runtime.cli.common import Command, Console, check_place, output_options, table, whole_numbers, write_whole
 from vit_runtime.errors import ImageError, InputError
 from vit_runtime.images import find_images
 from vit_runtime.manifest import Limits, ReducedLimits
@@ -33,7 +33,7 @@ from vit_runtime.parity import (
 )
 from vit_runtime.parity.baseline import Baseline, Drift, drift, entries_of, latency_of, processor, read_baseline
 from vit_runtime.parity.judging import overridden
-from vit_runtime.parity.locate import Location, locate
+from vit_runtime.parity.locate import Location, check_inside, locate
 from vit_runtime.parity.page import Portrait, page, portrait
 
 
@@ -127,6 +127,8 @@ def main(
     def open_one(path: Path, name: str) -> Model:
         console.progress(f"{path}: {name}")
         model = load(path, name, threads)
+        if asked:
+            check_inside(model)
         if model.manifest.parity is not None:
             limits = overridden(model.manifest.parity.limits, floors, min_cosine, max_kl)
             model.manifest = replace(model.manifest, parity=replace(model.manifest.parity, limits=limits))
@@ -139,8 +141,7 @@ def main(
     results, broken = _check(open_one, models, names, sizes, checkpoint, paths, located if asked else None)
     for file, write in ((junit_file, junit), (summary_file, summary), (html_file, partial(page, portraits=portraits, located=located))):
         if file is not None:
-            with writing(file):
-                file.write_text(write(results), encoding="utf-8", errors="replace")
+            write_whole(file, write(results))
     passed, drifted = all(result.passed for result in results), Drift((), ())
     if passed and baseline is not None:
         now = Baseline(tuple(entry for result in results for entry in entries_of(result.path, result.reports)), latency, processor())
@@ -166,8 +167,7 @@ def main(
 
 
 def _store(console: Console, file: Path, now: Baseline) -> Drift:
-    with writing(file):
-        file.write_text(now.to_json(), encoding="utf-8")
+    write_whole(file, now.to_json())
     console.warn(f"{file} did not exist, so it was stored and nothing was compared with it")
     return Drift((), ())
 

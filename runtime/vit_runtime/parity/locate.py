@@ -92,6 +92,14 @@ def locate(a: Model, b: Model) -> Location:
     return Location(along, parted, inside, _most_growth(inside))
 
 
+def check_inside(model: Model) -> None:
+    """Raises: InputError for a file that cannot be built with more outputs, because its weights lie beside it."""
+    if model.file.external_files:
+        raise InputError(
+            f"{model.path} has its weights in a file beside it, expected one file to look inside; export it without --external-data"
+        )
+
+
 def part_of(module: str) -> str:
     """The part of the network that a module belongs to: blocks.3.attn.qkv to blocks.3, embeddings.patch_embed to embeddings."""
     names = module.split(".")
@@ -128,10 +136,7 @@ def _taps(a: Model, b: Model, wanted: dict[str, NodeInfo]) -> tuple[Tap, ...]:
 
 def _values(model: Model, names: list[str]) -> dict[str, Array]:
     manifest = model.manifest
-    if model.file.external_files:
-        raise InputError(
-            f"{model.path} has its weights in a file beside it, expected one file to look inside; export it without --external-data"
-        )
+    check_inside(model)
     already = {output.name for output in manifest.outputs}
     images = golden_images(0, IMAGES, *manifest.image_size, manifest.preprocessing.channels)
     with tempfile.TemporaryDirectory() as folder:

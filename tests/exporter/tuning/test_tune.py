@@ -21,6 +21,7 @@ from vit_exporter.tuning.report import PICTURE, SHEET, TABLE, frontier, to_lines
 from vit_exporter.tuning.tune import Record, Timing, TuneReport, TuneSpec, tune
 from vit_models import ViTConfig
 from vit_runtime.errors import InputError
+from vit_runtime.golden import golden_images
 from vit_runtime.manifest import read_manifest
 from vit_runtime.openvino_engine import has_bf16
 from vit_runtime.parity import check_record
@@ -132,6 +133,38 @@ def test_the_winner_is_written_and_proven_and_the_tables_tell_of_all(quick, tiny
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vit.onnx", "vit.tune"]
 
 
+def test_the_command_calibrates_judges_and_searches_with_what_it_is_given(quick, tmp_path: Path):
+    """As the README has it: photographs and a budget, for all candidates of reduced precision and none of the others."""
+    (tmp_path / "photos").mkdir()
+    for number, pixels in enumerate(golden_images(7, 16, 28, 28)):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
+    options = ["--arch", "digits", "--tune", "--target", "cpu", "--precision", "int8", "--threads", "1"]
+    images = ["--calibrate", str(tmp_path / "photos"), "--max-drop", "0.3"]
+    answer = CliRunner().invoke(main, [*options, *images, "--out", str(tmp_path / "vit.onnx"), "--json"])
+    assert answer.exit_code == 0, answer.output
+    document = json.loads(answer.stdout)
+    assert {row["candidate"] for row in document["rows"]} == {"portable-fp32", "cpu-int8"}
+    assert all(row["obstacle"] is None for row in document["rows"])
+    manifest, _ = read_manifest(tmp_path / "vit.onnx")
+    if manifest.build["precision"] == "int8":
+        assert manifest.accuracy is not None
+        assert (manifest.accuracy.source, manifest.accuracy.images) == ("photographs", 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--max-drop", "1.5"), "got --max-drop 1.5, expected a number between 0 and 1, such as 0.01"),
+        (("--calibrate", "no such folder"), "no such folder"),
+    ],
+)
+def test_a_budget_or_a_folder_that_is_none_is_refused_before_the_work(options, words, tmp_path: Path):
+    answer = CliRunner().invoke(main, ["--arch", "digits", "--tune", *options, "--out", str(tmp_path / "vit.onnx")])
+    assert answer.exit_code == 2
+    assert words in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_run_is_taken_up_where_it_was(quick, tiny_source: Source, tmp_path: Path):
     out = tmp_path / "vit.onnx"
     spec = TuneSpec(ExportSpec(out), threads=1, target="cpu", precision="int8")
@@ -180,10 +213,8 @@ def test_a_record_of_another_network_or_of_other_options_or_half_a_record_does_n
 
 def test_a_candidate_beyond_the_budget_is_out_with_the_reason(quick, tiny_source: Source, tmp_path: Path):
     """16-bit storage can keep no layer in higher precision, so a budget below its rounding puts it out."""
-    spec = TuneSpec(ExportSpec(tmp_path / "vit.onnx"), threads=1, target="cpu", precision="fp16")
-    tight = dataclasses.replace(spec, base=dataclasses.replace(spec.base))
-    object.__setattr__(tight.base, "max_drop", 1e-12)
-    report = tune(lambda: tiny_source, tight)
+    spec = TuneSpec(ExportSpec(tmp_path / "vit.onnx"), threads=1, target="cpu", precision="fp16", max_drop=1e-12)
+    report = tune(lambda: tiny_source, spec)
     out = next(record for record in report.records if record.candidate.precision == "fp16")
     assert out.obstacle == "beyond the accuracy budget of 1e-12"
     assert not out.timings
