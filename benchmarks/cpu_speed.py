@@ -157,6 +157,35 @@ def bars(cells: dict[tuple[str, int, int], dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def overview(cells: dict[tuple[str, int, int], dict[str, Any]]) -> list[list[str]]:
+    """A line for each cell: the fastest of the others and of ours, and how many times faster ours are, kind by kind."""
+    lines = [
+        [
+            "network",
+            "threads",
+            "batch",
+            "fastest of the others, ms an image",
+            "ours",
+            "faster",
+            "fp32",
+            "bf16",
+            "int8 on onnxruntime",
+            "limit",
+        ]
+    ]
+    order = {arch: place for place, arch in enumerate(("B", "S", "Ti"))}
+    for (arch, batch, threads), document in sorted(cells.items(), key=lambda item: (order[item[0][0]], -item[0][2], item[0][1])):
+        rows = document["rows"]
+        peer, fast = best(rows, "peer"), best(rows, "ours")
+        pairs = [("peer", "fp32"), ("peer", "OpenVINO bf16"), ("peer", "quantize_dynamic")]
+        others = [best(rows, *pair) for pair in pairs]
+        mine = [best(rows, "ours", word) for word in ("fp32", "bf16", "ORT int8")]
+        names = [f"{each['name'].removeprefix('ours, ').removeprefix('plain, ')}, {each['p50_ms']:.1f}" for each in (peer, fast)]
+        ratios = [f"{ratio(slow, each):.2f}x" for slow, each in zip([peer, *others], [fast, *mine], strict=True)]
+        lines.append([f"ViT-{arch}/16", str(threads), str(batch), *names, *ratios, f"{fast['times_the_limit']:.2f}"])
+    return lines
+
+
 def draw(arch: str, cells: dict[tuple[str, int, int], dict[str, Any]], path: Path) -> None:
     """Milliseconds an image by engine, a panel a cell, fastest at the top."""
     import matplotlib
@@ -213,9 +242,9 @@ def main() -> None:
                 path.write_text(json.dumps(cell(arch, batch, threads, args.files, args.rounds, args.seconds), indent=1) + "\n")
     documents = [json.loads(path.read_text()) for path in sorted(args.out.glob("*-batch*.json"))]
     cells = {(document["arch"], document["batch_size"], document["threads"]): document for document in documents}
-    for document in cells.values():
-        print(f"{table(document)}\n")
-    print(markdown(bars(cells)))
+    everything = "\n\n".join(table(document) for document in cells.values())
+    (args.out / "tables.md").write_text(f"{everything}\n")
+    print(f"{everything}\n\n{markdown(overview(cells))}\n\n{markdown(bars(cells))}")
     for document in documents[:1]:
         print(f"\n{document['processor']}, {document['cores']} cores, {document['date']}, {document['versions']}")
     if args.draw:
