@@ -121,7 +121,7 @@ def draw(report: TuneReport) -> bytes:
         panel.grid(alpha=0.25)
     panels[0][0].set_ylabel("1 - mean cosine with PyTorch's float32")
     figure.legend(handles=_legend(timed, report), loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{report.spec.base.out.name} on {report.machine['processor']}; lower left is better", fontsize=11)
+    figure.suptitle(f"{report.spec.base.out.name} on {report.machine['processor']}; lower left is better", fontsize=11, x=0.01, ha="left")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     pyplot.close(figure)
