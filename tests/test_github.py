@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from junitparser import JUnitXml
 
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where what pip installed is found
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 
 
@@ -24,7 +26,7 @@ def steps(inputs: dict[str, str], folder: Path) -> list[subprocess.CompletedProc
         done.append(
             subprocess.run(
                 ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
-                env={**os.environ, **values, "GITHUB_STEP_SUMMARY": str(folder / "summary.md")},
+                env={**os.environ, **values, "GITHUB_STEP_SUMMARY": str(folder / "summary.md"), "PATH": PATH},
                 cwd=folder,
                 capture_output=True,
                 text=True,
