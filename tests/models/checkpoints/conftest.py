@@ -19,3 +19,11 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if names := config.stash[covered]:
         folders = {name.partition("/")[0] for name in names}
         terminalreporter.write_line(f"reference checkpoints: {len(names)} files of {len(folders)} models matched")
+
+
+@pytest.fixture
+def fresh_folder(tmp_path, monkeypatch):
+    """Every test runs in an empty folder, in which no hostile file may have made anything."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not (tmp_path / "PWNED").exists()
