@@ -121,7 +121,7 @@ def test_openvino_needs_no_onnxruntime(site: Site, tiny_openvino: Path, tiny_mod
     load = "import vit_runtime; print(*{vit_runtime.load(sys.argv[1], name).provider for name in sys.argv[2:]})"
     answer = site.python(load, tiny_openvino, "openvino", "auto")
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "openvino\n", "")
-    answer = site.python(f"try: {load}\nexcept Exception as error: print(type(error).__name__, error)", tiny_model, "auto")
+    answer = site.python(f"try: {load}\nexcept vit_runtime.VitError as error: print(type(error).__name__, error)", tiny_model, "auto")
     assert answer.stdout.startswith("MachineError onnxruntime is not installed; run: pip install")
 
 
