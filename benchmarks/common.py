@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vit_runtime.threads import processor
+
 
 def timed(command: list[str | Path], env: dict[str, str] | None = None) -> tuple[float, float]:
     """Run a command; wall seconds, and the peak memory of its largest process in MB (the operating system's own count)."""
@@ -29,14 +31,10 @@ def timed(command: list[str | Path], env: dict[str, str] | None = None) -> tuple
 
 def machine(packages: list[str]) -> dict[str, Any]:
     """Processor, memory, versions and date, to stand beside every figure."""
-    info = Path("/proc/cpuinfo")
-    models = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": models[0] if models else platform.processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 1e9, 1),
         "python": platform.python_version(),

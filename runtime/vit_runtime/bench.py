@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_runtime.golden import golden_images
 from vit_runtime.memory import peak_memory
-from vit_runtime.model import load
+from vit_runtime.model import Model, load
 from vit_runtime.preprocess import normalize
 
 
@@ -54,17 +54,20 @@ def benchmark(
     start = time.perf_counter()
     model = load(path, provider, threads, cache_dir)
     load_seconds = time.perf_counter() - start
+    timings = tuple(time_model(model, batch_size, seconds, warmup) for batch_size in batch_sizes)
+    return Benchmark(str(path), model.provider, model.threads, load_seconds, peak_memory(), timings)
+
+
+def time_model(model: Model, batch_size: int, seconds: float, warmup: int) -> Timing:
+    """Run a loaded file on a golden image, at least 5 times and for at least `seconds`, after `warmup` runs."""
     image = golden_images(0, 1, *model.manifest.image_size, model.manifest.preprocessing.channels)
-    timings = []
-    for batch_size in batch_sizes:
-        batch = np.repeat(normalize(image, model.manifest.preprocessing), batch_size, axis=0)
-        for _ in range(warmup):
-            model.run(batch)
-        latencies, begun = list[float](), time.perf_counter()
-        while len(latencies) < 5 or time.perf_counter() - begun < seconds:
-            start = time.perf_counter()
-            model.run(batch)
-            latencies.append(1e3 * (time.perf_counter() - start))
-        p50, p95, p99 = (float(value) for value in np.percentile(latencies, (50, 95, 99)))
-        timings.append(Timing(batch_size, len(latencies), p50, p95, p99, 1e3 * batch_size / p50))
-    return Benchmark(str(path), model.provider, model.threads, load_seconds, peak_memory(), tuple(timings))
+    batch = np.repeat(normalize(image, model.manifest.preprocessing), batch_size, axis=0)
+    for _ in range(warmup):
+        model.run(batch)
+    latencies, begun = list[float](), time.perf_counter()
+    while len(latencies) < 5 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        model.run(batch)
+        latencies.append(1e3 * (time.perf_counter() - start))
+    p50, p95, p99 = (float(value) for value in np.percentile(latencies, (50, 95, 99)))
+    return Timing(batch_size, len(latencies), p50, p95, p99, 1e3 * batch_size / p50)

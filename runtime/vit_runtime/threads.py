@@ -6,11 +6,12 @@ for one another and a prediction takes several times as long.
 
 import math
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CpuBudget", "cpu_budget", "physical_cores"]
+__all__ = ["CpuBudget", "cpu_budget", "physical_cores", "processor"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class CpuBudget:
 def physical_cores() -> int:
     """Physical cores that this process can use: see `CpuBudget.cores`."""
     return cpu_budget().cores
+
+
+def processor() -> str:
+    """The processor's name, as figures say what they were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cpu_budget(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> CpuBudget:

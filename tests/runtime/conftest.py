@@ -23,6 +23,21 @@ def int8(tiny_openvino: Path) -> Model:
     return vit.load(tiny_openvino, "openvino", threads=2)
 
 
+@pytest.fixture(scope="session")
+def honest(tiny_model: Path) -> Model:
+    """The float32 file on the CPU."""
+    return vit.load(tiny_model, "cpu")
+
+
+@pytest.fixture(params=[("tiny_int8", "cpu"), ("tiny_openvino", "openvino")], ids=["cpu", "openvino"])
+def reduced(request: pytest.FixtureRequest) -> Model:
+    """A file in int8 on the provider that it was made for."""
+    fixture, provider = request.param
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    return vit.load(request.getfixturevalue(fixture), provider)
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers import with_array
 from onnx import helper, numpy_helper
 
 import vit_runtime as vit
@@ -33,11 +34,6 @@ from vit_runtime.preprocess import normalize
 
 Edit = Callable[[onnx.ModelProto], object]
 EQUAL = Accuracy(1.0, 1.0, 1.0, 0.0, 0.0)
-
-
-@pytest.fixture(scope="session")
-def honest(tiny_model: Path) -> Model:
-    return vit.load(tiny_model, "cpu")
 
 
 @pytest.fixture
@@ -249,25 +245,8 @@ def test_impossible_batch_sizes_are_refused(batch_sizes: tuple[int, ...], honest
 # ---- reduced precision ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[("tiny_int8", "cpu"), ("tiny_openvino", "openvino")], ids=["cpu", "openvino"])
-def reduced(request: pytest.FixtureRequest) -> Model:
-    """A file in int8 on the provider that it was made for."""
-    fixture, provider = request.param
-    if provider == "openvino":
-        pytest.importorskip("openvino")
-    return vit.load(request.getfixturevalue(fixture), provider)
-
-
-def with_array(model: Model, folder: Path, name: str, change: Callable[[np.ndarray], object]) -> Model:
-    """Loads a copy of a model with one of its stored arrays changed and its manifest as it was."""
-    proto = onnx.load(model.path)
-    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
-    values = numpy_helper.to_array(tensor).copy()
-    change(values)
-    tensor.CopyFrom(numpy_helper.from_array(values, name))
-    path = folder / "changed.onnx"
-    path.write_bytes(proto.SerializeToString())
-    return vit.load(path, model.provider)
+def changed(model: Model, folder: Path, name: str, change: Callable[[np.ndarray], object]) -> Model:
+    return vit.load(with_array(model.path, folder, name, change), model.provider)
 
 
 def limits_of(model: Model) -> dict[str, Nearness]:
@@ -322,13 +301,13 @@ def test_a_fault_in_one_layers_integers_or_scales_fails(
     layer: str, block: int, stored: str, fault: Callable[[np.ndarray], object], tiny_int8: Path, tmp_path: Path
 ):
     """Of all layers but those of queries and keys: with random weights attention is so even that they hardly matter."""
-    report = check(with_array(vit.load(tiny_int8, "cpu"), tmp_path, f"blocks.{block}.{layer}.{stored}", fault), (1, 3))
+    report = check(changed(vit.load(tiny_int8, "cpu"), tmp_path, f"blocks.{block}.{layer}.{stored}", fault), (1, 3))
     assert not report.passed
     assert 1 - report.worst.accuracy.cosine_min > 1e-3  # ten times what is allowed
 
 
 def test_one_large_integer_with_the_other_sign_fails(reduced: Model, tmp_path: Path):
-    report = check(with_array(reduced, tmp_path, "blocks.1.attn.proj.weight", flip_largest), (1,))
+    report = check(changed(reduced, tmp_path, "blocks.1.attn.proj.weight", flip_largest), (1,))
     failed = {c.output for c in report.checks if not c.passed}
     assert {"embedding", "logits"} <= failed
     assert "attention" not in failed  # which is computed before it
@@ -336,7 +315,7 @@ def test_one_large_integer_with_the_other_sign_fails(reduced: Model, tmp_path: P
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_or_inf_in_a_scale_fails(value: float, reduced: Model, tmp_path: Path):
-    report = check(with_array(reduced, tmp_path, "blocks.1.mlp.fc2.weight_scale", lambda scales: scales.__setitem__(3, value)), (3,))
+    report = check(changed(reduced, tmp_path, "blocks.1.mlp.fc2.weight_scale", lambda scales: scales.__setitem__(3, value)), (3,))
     assert not report.passed
     assert not math.isfinite(report.worst.accuracy.cosine_min)
     document = report.to_dict()

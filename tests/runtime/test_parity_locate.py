@@ -16,11 +16,6 @@ from vit_runtime.parity.locate import Tap, _most_growth, locate, part_of
 ALONG = ["embeddings/Add", "blocks.0/Add", "blocks.0/Add_2", "blocks.1/Add", "blocks.1/Add_2", "tokens"]
 
 
-@pytest.fixture(scope="session")
-def honest(tiny_model: Path) -> Model:
-    return vit.load(tiny_model, "cpu")
-
-
 def stretch(values: np.ndarray) -> None:
     values *= 1.5
 

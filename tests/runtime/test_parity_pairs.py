@@ -19,20 +19,6 @@ from vit_runtime.parity.pairs import MAX_PHOTOS, limits_of
 from vit_runtime.preprocess import Preprocessing
 
 
-@pytest.fixture(scope="session")
-def honest(tiny_model: Path) -> Model:
-    return vit.load(tiny_model, "cpu")
-
-
-@pytest.fixture(params=[("tiny_int8", "cpu"), ("tiny_openvino", "openvino")], ids=["cpu", "openvino"])
-def reduced(request: pytest.FixtureRequest) -> Model:
-    """A file in int8 on the provider that it was made for."""
-    fixture, provider = request.param
-    if provider == "openvino":
-        pytest.importorskip("openvino")
-    return vit.load(request.getfixturevalue(fixture), provider)
-
-
 def changed(model: Model, folder: Path, name: str, change: Callable[[np.ndarray], object]) -> Model:
     return vit.load(with_array(model.path, folder, name, change), model.provider)
 

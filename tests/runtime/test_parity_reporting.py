@@ -101,12 +101,12 @@ def test_what_is_written_appears_whole_or_not_at_all(tiny_model: Path, tmp_path:
     out = tmp_path / "parity.xml"
     out.write_text("the last one")
 
-    def breaks(self: Path, text: str, **_: object) -> int:
-        with self.open("w") as file:
-            file.write(text[:10])
+    def breaks(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", breaks)
+    monkeypatch.setattr(Path, "write_bytes", breaks)
     assert "cannot be written (No space left on device)" in failed(run("vit-parity", tiny_model, "--batch-sizes", "1", "--junit", out), 4)
     assert out.read_text() == "the last one"
     assert [path.name for path in tmp_path.iterdir()] == ["parity.xml"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vit_exporter.tuning.candidates import BASELINE
 from vit_exporter.tuning.tune import Record, TuneReport
+from vit_runtime.cli.common import write_whole
 from vit_runtime.memory import megabytes
 
 TABLE, SHEET, PICTURE = "table.json", "table.csv", "latency_accuracy.png"
@@ -34,8 +34,8 @@ def write_report(report: TuneReport) -> tuple[Path, ...]:
     writer.writerows([{**row, "kept": " ".join(row["kept"])} for row in rows])
     texts = {TABLE: json.dumps(document, indent=1) + "\n", SHEET: sheet.getvalue()}
     for name, text in texts.items():
-        _replace(folder / name, text.encode())
-    _replace(folder / PICTURE, draw(report))
+        write_whole(folder / name, text)
+    write_whole(folder / PICTURE, draw(report))
     return tuple(folder / name for name in (*texts, PICTURE))
 
 
@@ -147,9 +147,3 @@ def _latency(report: TuneReport, record: Record, index: int) -> float:
 
 def _loss(record: Record) -> float:
     return max(record.loss or 0.0, LEAST_LOSS)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)

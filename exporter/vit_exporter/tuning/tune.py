@@ -6,9 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,12 +21,13 @@ from vit_exporter.source import Source, VerificationError
 from vit_exporter.spec import SEARCHED, ExportSpec, check_drop
 from vit_exporter.tuning.candidates import BASELINE, Candidate, candidates
 from vit_exporter.writer import check_out
+from vit_runtime.cli.common import write_whole
 from vit_runtime.errors import MachineError, SessionError
 from vit_runtime.images import find_images
 from vit_runtime.manifest import Manifest, read_manifest
 from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.race import Entrant, race
-from vit_runtime.threads import physical_cores
+from vit_runtime.threads import physical_cores, processor
 
 ROUNDS, SECONDS = 5, 1.0
 BASELINE_FILE = "baseline.onnx"
@@ -250,10 +249,8 @@ def _key(source: Source, spec: TuneSpec, machine: Mapping[str, Any]) -> str:
 
 def describe_machine(spec: TuneSpec) -> dict[str, Any]:
     """The processor, the threads and the versions, for the table."""
-    info = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return {
-        "processor": named[1] if named else platform.processor(),
+        "processor": processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": spec.threads or physical_cores(),
         "versions": {name: found for name in PACKAGES if (found := package_version(name))},
@@ -275,7 +272,4 @@ def _read(spec: TuneSpec, candidate: Candidate, key: str) -> Record | None:
 
 
 def _write(spec: TuneSpec, record: Record, key: str) -> None:
-    path = spec.folder / f"{record.candidate.name}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"key": key, "record": asdict(record)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(spec.folder / f"{record.candidate.name}.json", json.dumps({"key": key, "record": asdict(record)}, indent=1) + "\n")

@@ -113,15 +113,16 @@ def writing(file: Path) -> Iterator[None]:
         raise MachineError(f"{file} cannot be written ({error.strerror or error}); choose another file or make room") from error
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """Write a result that appears whole or not at all; pipes and devices take it as it comes. Raises: MachineError where that fails."""
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     with writing(file):
         if file.exists() and not file.is_file():
-            file.write_text(text, encoding="utf-8", errors="replace")
+            file.write_bytes(data)
             return
         part = file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            part.write_text(text, encoding="utf-8", errors="replace")
+            part.write_bytes(data)
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)

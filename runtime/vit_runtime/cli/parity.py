@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from vit_runtime.bench import time_model
 from vit_runtime.cli.common import Command, Console, check_place, output_options, table, whole_numbers, write_whole
 from vit_runtime.errors import ImageError, InputError
 from vit_runtime.images import find_images
@@ -17,7 +18,6 @@ from vit_runtime.manifest import Limits, ReducedLimits
 from vit_runtime.model import Model, load
 from vit_runtime.parity import (
     BATCH_SIZES,
-    Check,
     Pictures,
     Report,
     Result,
@@ -31,10 +31,12 @@ from vit_runtime.parity import (
     steady,
     summary,
 )
-from vit_runtime.parity.baseline import Baseline, Drift, drift, entries_of, latency_of, processor, read_baseline
+from vit_runtime.parity.baseline import Baseline, Drift, drift, entries_of, read_baseline
 from vit_runtime.parity.judging import overridden
 from vit_runtime.parity.locate import Location, check_inside, locate
 from vit_runtime.parity.page import Portrait, page, portrait
+from vit_runtime.parity.reporting import rows
+from vit_runtime.threads import processor
 
 
 @click.command(cls=Command)
@@ -135,7 +137,7 @@ def main(
         if html_file is not None and model.manifest.goldens:
             portraits.append(portrait(model))
         if baseline is not None:
-            latency[f"{path} on {model.provider}"] = latency_of(model)
+            latency[f"{path} on {model.provider}"] = round(time_model(model, batch_size=1, seconds=0, warmup=1).p50_ms, 3)
         return model
 
     results, broken = _check(open_one, models, names, sizes, checkpoint, paths, located if asked else None)
@@ -226,7 +228,7 @@ def _text(path: str, reports: Sequence[Report]) -> str:
         floors = isinstance(report.limits, Limits)
         limits = _limits(report.limits)
         lines.append(f"{path} on {report.checks[0].provider}: {verdict} ({limits})")
-        lines.append(table(_floors(report) if floors else _nearness(report)))
+        lines.append(table(rows(report)))
     if floors:
         lines.append("A floor is PyTorch's own float32 error against float64; errors are relative to the output's root mean square.")
     else:
@@ -239,11 +241,11 @@ def _place(compared: str, location: Location) -> str:
     if location.parted is None:
         return f"{compared}: no part of the network differs by more than float32 rounds"
     first = f", first seen at {location.first.value} ({location.first.op})" if location.first else ""
-    rows = [["", "difference", ""]]
+    lines = [["", "difference", ""]]
     for tap in location.along:
         mark = "<- here they part" if tap is location.parted else ""
-        rows.append([tap.value, f"{tap.error:.1e}", mark])
-    return f"{compared}: they part in {location.place}{first}\n{table(rows)}"
+        lines.append([tap.value, f"{tap.error:.1e}", mark])
+    return f"{compared}: they part in {location.place}{first}\n{table(lines)}"
 
 
 def _limits(limits: Limits | ReducedLimits) -> str:
@@ -251,30 +253,3 @@ def _limits(limits: Limits | ReducedLimits) -> str:
         return f"limits: {limits.rms:g} and {limits.max:g} floors"
     each = [f"{name} {near.cosine:g}" + (f" and KL {near.kl:g}" if near.kl is not None else "") for name, near in limits.items()]
     return f"least cosine: {', '.join(each)}"
-
-
-def _floors(report: Report) -> list[list[str]]:
-    rows = [["output", *_places(report), "rms error", "in floors", "largest", "in floors", ""]]
-    for c in report.checks:
-        numbers = [f"{c.error.rms:.2e}", f"{c.rms_floors:.2f}", f"{c.error.max:.2e}", f"{c.max_floors:.2f}"]
-        rows.append([*_where(c, report), *numbers, "" if c.passed else "FAILED"])
-    return rows
-
-
-def _nearness(report: Report) -> list[list[str]]:
-    rows = [["output", *_places(report), "least cosine", "mean", "same class", "largest KL", ""]]
-    for c in report.checks:
-        a = c.accuracy
-        classes = [f"{a.top1:.0%}" if a.top1 is not None else "", f"{a.kl_max:.1e}" if a.kl_max is not None else ""]
-        rows.append([*_where(c, report), f"{a.cosine_min:.5f}", f"{a.cosine_mean:.5f}", *classes, "" if c.passed else "FAILED"])
-    return rows
-
-
-def _places(report: Report) -> list[str]:
-    several = {check.inputs for check in report.checks} != {"golden"}
-    return ["batch", "size", *(["images"] if several else [])]
-
-
-def _where(check: Check, report: Report) -> list[str]:
-    found = [check.output, str(check.batch_size), f"{check.image_size[0]}x{check.image_size[1]}"]
-    return [*found, *([check.inputs] if len(_places(report)) == 3 else [])]

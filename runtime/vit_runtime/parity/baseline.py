@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vit_runtime.errors import FileError
-from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Limits
-from vit_runtime.model import Model
 from vit_runtime.parity.judging import Report
-from vit_runtime.preprocess import normalize
 
 SCHEMA = 1
 NOISE = 3.0  # times what a figure scatters over the batch sizes
 LEAST = 0.1  # of a figure: less is no drift, however little it scattered
 SLOWER = 1.25  # times the stored latency that is told
-RUNS = 7
 
 
 @dataclass(frozen=True)
@@ -81,25 +75,6 @@ def entries_of(file: str, reports: Sequence[Report]) -> list[Entry]:
             groups.setdefault((check.provider, check.output, check.inputs), []).append(figure)
         found += [Entry(file, *key, unit, max(values), statistics.pstdev(values)) for key, values in groups.items()]
     return found
-
-
-def latency_of(model: Model) -> float:
-    """Milliseconds for one image, the median of a few runs."""
-    images = golden_images(0, 1, *model.manifest.image_size, model.manifest.preprocessing.channels)
-    inputs, times = normalize(images, model.manifest.preprocessing), list[float]()
-    for _ in range(RUNS + 1):
-        start = time.perf_counter()
-        model.run(inputs)
-        times.append(1e3 * (time.perf_counter() - start))
-    return round(statistics.median(times[1:]), 3)
-
-
-def processor() -> str:
-    """What latencies can be compared on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def read_baseline(path: Path) -> Baseline:

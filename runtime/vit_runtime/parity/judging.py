@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.accuracy import Accuracy
+from vit_runtime.accuracy import Accuracy, accuracy
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Error, Limits, Nearness, ReducedLimits
 
@@ -145,6 +145,20 @@ def overridden(
         name: Nearness(near.cosine if cosine is None else cosine, near.kl if kl is None or near.kl is None else kl)
         for name, near in limits.items()
     }
+
+
+def hold(
+    provider: str, batch_size: int, image_size: tuple[int, int], expected: Mapping[str, Array], actual: Mapping[str, Array],
+    floors: Mapping[str, Error], limits: Limits | ReducedLimits, class_scores: str | None, inputs: str = "golden",
+    scales: Mapping[str, float] | None = None,
+) -> list[Check]:  # fmt: skip
+    """A check of each output of `expected`; errors are in units of `scales`, by default of the root mean square of what is expected."""
+    found = []
+    for name, values in expected.items():
+        error = measure(values, actual[name], scales[name] if scales is not None else scale_of(values))
+        near = accuracy(values, actual[name], name == class_scores)
+        found.append(judge(provider, batch_size, image_size, name, error, floors[name], near, limits, inputs))
+    return found
 
 
 def judge(

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.accuracy import accuracy
 from vit_runtime.errors import InputError, MachineError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Error, Manifest
 from vit_runtime.model import Model
-from vit_runtime.parity.judging import BATCH_SIZES, Array, Check, Report, judge, measure, scale_of
+from vit_runtime.parity.judging import BATCH_SIZES, Array, Check, Report, hold
 from vit_runtime.parity.pairs import Pictures, limits_of, run_in_batches
 
 GROUP = "vit_deploy.originals"
@@ -60,10 +59,6 @@ def check_original(model: Model, original: Original, batch_sizes: Sequence[int] 
                 if expected.shape != outputs[name].shape:
                     shapes = f"{outputs[name].shape[1:]} numbers an image in {name}, the checkpoint gives {expected.shape[1:]}"
                     raise InputError(f"{model.path} has {shapes}; compare it with the checkpoint that it was made from")
-                error, near = (
-                    measure(expected, outputs[name], scale_of(expected)),
-                    accuracy(expected, outputs[name], name == manifest.class_scores),
-                )
-                label = f"{model.provider}, against the checkpoint"
-                checks.append(judge(label, batch_size, manifest.image_size, name, error, floors[name], near, limits, each.name))
+            label, scores = f"{model.provider}, against the checkpoint", manifest.class_scores
+            checks += hold(label, batch_size, manifest.image_size, exact, outputs, floors, limits, scores, each.name)
     return Report(limits, tuple(checks))

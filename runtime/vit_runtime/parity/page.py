@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_runtime.golden import golden_images
-from vit_runtime.manifest import Limits, Manifest
+from vit_runtime.manifest import Manifest
 from vit_runtime.model import Model, Prediction
-from vit_runtime.parity.judging import Array, Check, Report, scale_of
+from vit_runtime.parity.judging import Array, Report, scale_of
 from vit_runtime.parity.locate import Location
 from vit_runtime.parity.pairs import run_in_batches
 from vit_runtime.parity.record import reduce_outputs
-from vit_runtime.parity.reporting import Result, measured
+from vit_runtime.parity.reporting import Result, measured, rows
 
 WORST = 3  # images that are shown of each file and provider
 TOP = 5
@@ -107,36 +107,18 @@ def _verdict(passed: bool) -> str:
 
 
 def _overview(results: Sequence[Result]) -> str:
-    rows = [["file", "on", "verdict", "checks", "worst"]]
+    lines = [["file", "on", "verdict", "checks", "worst"]]
     for result in results:
         for report in result.reports:
             worst, failed = measured(report.worst, report), sum(not check.passed for check in report.checks)
             counts = f"{len(report.checks)}, {failed} failed" if failed else str(len(report.checks))
-            rows.append([escape(result.path), escape(report.checks[0].provider), _verdict(report.passed), counts, escape(worst)])
-    return _table(rows)
+            lines.append([escape(result.path), escape(report.checks[0].provider), _verdict(report.passed), counts, escape(worst)])
+    return _table(lines)
 
 
 def _report(path: str, report: Report) -> str:
-    floors = isinstance(report.limits, Limits)
-    figures = ["rms error", "in floors", "largest", "in floors"] if floors else ["least cosine", "mean", "same class", "largest KL"]
-    rows = [["output", "images", "batch", "size", *figures, ""]]
-    for check in report.checks:
-        numbers = _floors(check) if floors else _nearness(check)
-        size = f"{check.image_size[0]}x{check.image_size[1]}"
-        rows.append(
-            [escape(check.output), check.inputs, str(check.batch_size), size, *numbers, "" if check.passed else _verdict(passed=False)]
-        )
-    return f"<h2>{escape(path)} on {escape(report.checks[0].provider)}: {_verdict(report.passed)}</h2>{_table(rows)}"
-
-
-def _floors(check: Check) -> list[str]:
-    return [f"{check.error.rms:.2e}", f"{check.rms_floors:.2f}", f"{check.error.max:.2e}", f"{check.max_floors:.2f}"]
-
-
-def _nearness(check: Check) -> list[str]:
-    near = check.accuracy
-    classes = ["" if near.top1 is None else f"{near.top1:.0%}", "" if near.kl_max is None else f"{near.kl_max:.1e}"]
-    return [f"{near.cosine_min:.5f}", f"{near.cosine_mean:.5f}", *classes]
+    cells = [[_verdict(passed=False) if cell == "FAILED" else escape(cell) for cell in row] for row in rows(report)]
+    return f"<h2>{escape(path)} on {escape(report.checks[0].provider)}: {_verdict(report.passed)}</h2>{_table(cells)}"
 
 
 def _growth(compared: str, location: Location) -> str:

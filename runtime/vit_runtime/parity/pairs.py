@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.accuracy import accuracy
 from vit_runtime.errors import ImageError, InputError, ModelError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Golden, Limits, Manifest, ReducedLimits
 from vit_runtime.model import Model
-from vit_runtime.parity.judging import BATCH_SIZES, FLOAT32_LIMITS, Array, Check, Report, between, judge, measure, scale_of
+from vit_runtime.parity.judging import BATCH_SIZES, FLOAT32_LIMITS, Array, Check, Report, between, hold
 from vit_runtime.parity.record import batches, golden_rounds, reduce_outputs
 from vit_runtime.preprocess import Preprocessing, normalize, resize_and_crop
 
@@ -75,16 +74,17 @@ def compare(
     if found := differences(a.manifest, b.manifest):
         raise InputError(f"{b.path} and {a.path} are not of one network: {'; '.join(found)}; compare files of the same")
     limits, label = between(limits_of(a), limits_of(b)), f"{names[1]} against {names[0]}"
-    checks = list[Check]()
+    checks, scores = list[Check](), a.manifest.class_scores
     for golden, batch_size in golden_rounds(a.manifest, batch_sizes):
         rows = batches(golden, batch_size)
         images = golden_images(golden.seed, golden.images, *golden.image_size, a.manifest.preprocessing.channels)
         outputs = [_outputs(model, [images[batch] for batch in rows], golden) for model in (a, b)]
-        checks += _checks(label, "golden", batch_size, golden, outputs[0], outputs[1], a.manifest.class_scores, limits)
+        checks += hold(label, batch_size, golden.image_size, outputs[0], outputs[1], golden.floor, limits, scores)
     for each in pictures:
         for batch_size in dict.fromkeys((1, max(batch_sizes))):
-            outputs = [_outputs(model, _batches(each.images, batch_size), _record(a)) for model in (a, b)]
-            checks += _checks(label, each.name, batch_size, _record(a), outputs[0], outputs[1], a.manifest.class_scores, limits)
+            golden = _record(a)
+            outputs = [_outputs(model, _batches(each.images, batch_size), golden) for model in (a, b)]
+            checks += hold(label, batch_size, golden.image_size, outputs[0], outputs[1], golden.floor, limits, scores, each.name)
     return Report(limits, tuple(checks))
 
 
@@ -96,7 +96,8 @@ def steady(model: Model, pictures: Pictures, batch_size: int) -> Report:
     limits, golden = between(limits_of(model), limits_of(model)), _record(model)
     alone, together = (_outputs(model, _batches(pictures.images, size), golden) for size in (1, batch_size))
     label = f"{model.provider}, together against alone"
-    checks = _checks(label, pictures.name, batch_size, golden, alone, together, model.manifest.class_scores, limits)
+    scores = model.manifest.class_scores
+    checks = hold(label, batch_size, golden.image_size, alone, together, golden.floor, limits, scores, pictures.name)
     return Report(limits, tuple(checks))
 
 
@@ -143,18 +144,6 @@ def run_in_batches(model: Model, images: Pixels, size: int) -> dict[str, Array]:
 
 def _batches(images: Pixels, size: int) -> list[Pixels]:
     return [images[start : start + size] for start in range(0, len(images), size)]
-
-
-def _checks(
-    label: str, inputs: str, batch_size: int, golden: Golden, a: dict[str, Array], b: dict[str, Array], class_scores: str | None,
-    limits: Limits | ReducedLimits,
-) -> list[Check]:  # fmt: skip
-    found = []
-    for name, values in a.items():
-        error = measure(values, b[name], scale_of(values))
-        near = accuracy(values, b[name], name == class_scores)
-        found.append(judge(label, batch_size, golden.image_size, name, error, golden.floor[name], near, limits, inputs))
-    return found
 
 
 def _resizing(spec: Preprocessing) -> str:

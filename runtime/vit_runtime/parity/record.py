@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.accuracy import accuracy
 from vit_runtime.errors import InputError, ModelError
 from vit_runtime.golden import golden_images, project
 from vit_runtime.manifest import Golden, Limits, Manifest, ReducedLimits
-from vit_runtime.parity.judging import BATCH_SIZES, ENOUGH, FLOAT32_LIMITS, Array, Check, Report, Run, judge, measure, scale_of
+from vit_runtime.parity.judging import BATCH_SIZES, ENOUGH, FLOAT32_LIMITS, Array, Check, Report, Run, hold, scale_of
 from vit_runtime.preprocess import normalize
 
 
@@ -28,12 +27,11 @@ def check_record(
     for golden, batch_size in golden_rounds(manifest, batch_sizes):
         inputs, rows = golden_inputs(manifest, golden), batches(golden, batch_size)
         outputs = [reduce_outputs(run(inputs[batch]), golden) for batch in rows]
-        order = np.concatenate(rows)
-        for name, expected in golden.expected.items():
-            actual = np.concatenate([output[name] for output in outputs])
-            error = measure(expected[order], actual, scale_of(expected))
-            near = accuracy(expected[order], actual, name == manifest.class_scores)
-            checks.append(judge(provider, batch_size, golden.image_size, name, error, golden.floor[name], near, limits))
+        expected = {name: values[np.concatenate(rows)] for name, values in golden.expected.items()}
+        actual = {name: np.concatenate([output[name] for output in outputs]) for name in expected}
+        scales = {name: scale_of(values) for name, values in golden.expected.items()}
+        scores = manifest.class_scores
+        checks += hold(provider, batch_size, golden.image_size, expected, actual, golden.floor, limits, scores, scales=scales)
     return Report(limits, tuple(checks))
 
 

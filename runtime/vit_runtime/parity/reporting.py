@@ -61,6 +61,28 @@ def summary(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rows(report: Report) -> list[list[str]]:
+    """A report as a table: a head, then a line for each check, its verdict last where it failed."""
+    exact, several = isinstance(report.limits, Limits), {check.inputs for check in report.checks} != {"golden"}
+    figures = ["rms error", "in floors", "largest", "in floors"] if exact else ["least cosine", "mean", "same class", "largest KL"]
+    found = [["output", "batch", "size", *(["images"] if several else []), *figures, ""]]
+    for check in report.checks:
+        size = f"{check.image_size[0]}x{check.image_size[1]}"
+        where = [check.output, str(check.batch_size), size, *([check.inputs] if several else [])]
+        found.append([*where, *(_floors(check) if exact else _nearness(check)), "" if check.passed else "FAILED"])
+    return found
+
+
+def _floors(check: Check) -> list[str]:
+    return [f"{check.error.rms:.2e}", f"{check.rms_floors:.2f}", f"{check.error.max:.2e}", f"{check.max_floors:.2f}"]
+
+
+def _nearness(check: Check) -> list[str]:
+    near = check.accuracy
+    classes = ["" if near.top1 is None else f"{near.top1:.0%}", "" if near.kl_max is None else f"{near.kl_max:.1e}"]
+    return [f"{near.cosine_min:.5f}", f"{near.cosine_mean:.5f}", *classes]
+
+
 def measured(check: Check, report: Report) -> str:
     """What a check measured, and what is allowed."""
     if isinstance(report.limits, Limits):
