@@ -53,6 +53,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/runtime_footprint.py --out benchmarks/results/runtime_footprint.json
 	$(BIN)/python benchmarks/export_cost.py --out benchmarks/results/export_cost.json
 	$(BIN)/python benchmarks/checkpoint_cost.py --out benchmarks/results/checkpoint_cost.json
+	$(BIN)/python benchmarks/parity_time.py
 
 bench-cpu: $(READY)
 	$(BIN)/python benchmarks/cpu_speed.py --draw docs

@@ -129,11 +129,11 @@ def parity_table(model: dict[str, Any]) -> str:
     """A file's verdict and checks."""
     report = model["reports"][0]
     rows = "".join(
-        f"<tr><td>{c['output']}<td>{c['batch_size']}<td>{c['rms']:.2e}<td>{c['rms_floors']:.2f}<td>{c['max_floors']:.2f}<td>{mark(c['passed'], 'passed', 'FAILED')}"
+        f"<tr><td>{c['output']}<td>{c['inputs']}<td>{c['batch_size']}<td>{c['rms']:.2e}<td>{c['rms_floors']:.2f}<td>{c['max_floors']:.2f}<td>{mark(c['passed'], 'passed', 'FAILED')}"
         for c in report["checks"]
     )
     limits = report["limits"]
-    head = "<tr><th>output<th>batch<th>relative rms error<th>in floors<th>largest, in floors<th></tr>"
+    head = "<tr><th>output<th>images<th>batch<th>relative rms error<th>in floors<th>largest, in floors<th></tr>"
     caption = f"limits: {limits['rms']:g} floors for the root mean square, {limits['max']:g} for the largest"
     name = html.escape(Path(model["model"]).name)
     return f"<h3>{name}: {mark(model['passed'], 'passed', 'FAILED')}</h3><table><caption>{caption}</caption>{head}{rows}</table>"

@@ -22,18 +22,19 @@ import onnx
 from onnx import helper, numpy_helper
 
 import vit_runtime as vit
-from vit_exporter import ExportSpec, digits_source, export
-from vit_runtime.accuracy import accuracies
+from vit_exporter import ExportSpec, checkpoint_source, digits_source, export
+from vit_runtime.accuracy import accuracy
 from vit_runtime.errors import VitError
-from vit_runtime.golden import golden_images
+from vit_runtime.golden import ALL_EXTREMES, golden_images
 from vit_runtime.manifest import KEY, Limits, Manifest, read_manifest
 from vit_runtime.parity import check_record, extremes, measure, scale_of
+from vit_runtime.parity.judging import limits_for
 from vit_runtime.parity.locate import locate, part_of
-from vit_runtime.preprocess import normalize
+from vit_runtime.preprocess import normalize, resize_and_crop
 
 Array = npt.NDArray[Any]
 Edit = Callable[[onnx.ModelProto], object]
-OTHER_SEED, OTHERS = 2_000_000, 96
+OTHER_SEED, OTHERS, LARGER = 2_000_000, 96, 4
 
 
 @dataclass(frozen=True)
@@ -296,11 +297,11 @@ class Verdict:
 class Trial:
     """An honest file that faults are put into, and what it gives for other images."""
 
-    def __init__(self, path: Path, provider: str, folder: Path, others: Array) -> None:
-        self.path, self.provider, self.folder = path, provider, folder
+    def __init__(self, path: Path, provider: str, folder: Path, count: int = OTHERS) -> None:
+        self.path, self.provider, self.folder, self.count = path, provider, folder, count
         self.manifest, _ = read_manifest(path)
-        self.honest, self.others = vit.load(path, provider), others
-        self.healthy = self._outputs(self.honest, self.manifest, others)
+        self.honest = vit.load(path, provider)
+        self.healthy = self._outputs(self.honest, self.manifest)
 
     def judge(self, fault: Fault) -> Verdict:
         """Put it in, look whether it is flagged, and what it does to other images."""
@@ -314,38 +315,44 @@ class Trial:
         except VitError:
             return Verdict(fault, np.inf, True)
         place = locate(self.honest, model).place if flagged else None
-        return Verdict(fault, self._effect(self._outputs(model, model.manifest, self.others)), flagged, place)
+        return Verdict(fault, self._effect(self._outputs(model, model.manifest)), flagged, place)
 
     def _effect(self, outputs: Mapping[str, Array]) -> float:
-        """How far the worst output is from the healthy file's, in what is allowed between them."""
-        assert self.manifest.golden is not None
-        assert self.manifest.parity is not None
-        limits, worst = self.manifest.parity.limits, 0.0
-        if isinstance(limits, Limits):
-            for name, healthy in self.healthy.items():
-                error, floor = measure(healthy, outputs[name], scale_of(healthy)), self.manifest.golden.floor[name]
-                found = max(error.rms / floor.rms / limits.rms, error.max / floor.max / limits.max)
-                worst = max(worst, found if np.isfinite(found) else np.inf)
-            return worst
-        for name, near in accuracies(self.healthy, outputs, self.manifest.class_scores).items():
-            loss = (1 - near.cosine_min) / (1 - limits[name].cosine)
-            kl, allowed = near.kl_max, limits[name].kl
-            found = max(loss, kl / allowed if kl is not None and allowed is not None else 0)
-            worst = max(worst, found if np.isfinite(found) else np.inf)
+        """How far the worst output is from the healthy file's, in what is allowed: on images like golden ones, and on extreme ones."""
+        parts = slice(0, -ALL_EXTREMES), slice(-ALL_EXTREMES, None)
+        return max(self._worst(outputs, part, inputs) for part, inputs in zip(parts, ("golden", "extremes"), strict=True))
+
+    def _worst(self, outputs: Mapping[str, Array], part: slice, inputs: str) -> float:
+        golden = self.manifest.golden_extremes if inputs == "extremes" else self.manifest.golden
+        assert golden is not None
+        limits, worst = limits_for(self.manifest.parity, inputs), 0.0
+        healthy, found = ({name: values[part] for name, values in each.items()} for each in (self.healthy, outputs))
+        for name, truth in healthy.items():
+            if isinstance(limits, Limits):
+                error, floor = measure(truth, found[name], scale_of(truth)), golden.floor[name]
+                share = max(error.rms / floor.rms / limits.rms, error.max / floor.max / limits.max)
+            else:
+                near, limit = accuracy(truth, found[name], name == self.manifest.class_scores), limits[name]
+                share = (1 - near.cosine_min) / (1 - limit.cosine)
+                share = max(share, near.kl_max / limit.kl if near.kl_max is not None and limit.kl is not None else 0)
+            worst = max(worst, share if np.isfinite(share) else np.inf)
         return worst
 
-    @staticmethod
-    def _outputs(model: vit.Model, manifest: Manifest, images: Array) -> dict[str, Array]:
+    def _outputs(self, model: vit.Model, manifest: Manifest) -> dict[str, Array]:
+        """For other images than the golden ones, as the file prepares them."""
+        images = other_images(manifest, self.count)
         with np.errstate(all="ignore"):
             parts = [model.run(normalize(images[at : at + 8], manifest.preprocessing)) for at in range(0, len(images), 8)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def other_images(manifest: Manifest, count: int = OTHERS) -> Array:
-    """Images that are not golden: `count` of another seed, and the extremes."""
+def other_images(manifest: Manifest, count: int) -> Array:
+    """Images that are not golden: `count` of another seed, some larger ones of a third as the file resizes them, and last the extremes."""
     height, width = manifest.image_size
     made = golden_images(OTHER_SEED, count, height, width, manifest.preprocessing.channels)
-    return np.concatenate([made, extremes(manifest).images])
+    larger = golden_images(OTHER_SEED + 1, LARGER, 2 * height + 3, 2 * width + 7)
+    resized = np.stack([resize_and_crop(image, manifest.preprocessing) for image in larger])
+    return np.concatenate([made, resized, extremes(manifest).images])
 
 
 # ---- the suite -----------------------------------------------------------------------------------------------------------------------
@@ -355,28 +362,31 @@ HONEST = [(target, opset) for target in ("portable", "cpu", "openvino") for opse
 HONEST_SIZES = range(1, 17)
 
 
-def digits_file(folder: Path, target: str, precision: str, opset: int = 20) -> Path:
-    """The trained network, exported once."""
+def exported(folder: Path, target: str, precision: str, opset: int = 20, checkpoint: Path | None = None) -> Path:
+    """The trained network of the digits, or that of a checkpoint, exported once."""
     out = folder / f"{target}-{precision}-opset{opset}.onnx"
     if not out.exists():
-        export(digits_source, ExportSpec(out, target=target, precision=precision, opset=opset))
+        make = digits_source if checkpoint is None else partial(checkpoint_source, checkpoint)
+        export(make, ExportSpec(out, target=target, precision=precision, opset=opset))
     return out
 
 
-def try_faults(folder: Path, target: str, precision: str, step: int = 1) -> list[Verdict]:
+def try_faults(
+    folder: Path, target: str, precision: str, step: int = 1, checkpoint: Path | None = None, others: int = OTHERS
+) -> list[Verdict]:
     """Every fault, or every `step`-th, that can be put into the file."""
-    path = digits_file(folder, target, precision)
+    path = exported(folder, target, precision, checkpoint=checkpoint)
     manifest, _ = read_manifest(path)
     proto, blocks = onnx.load(path), range(manifest.model["depth"])
     faults = in_float32(proto, blocks, manifest.model["num_heads"]) if precision == "fp32" else in_int8(proto, blocks)
-    trial = Trial(path, "cpu", folder, other_images(manifest))
+    trial = Trial(path, "cpu", folder, others)
     return [trial.judge(fault) for fault in list(faults)[::step]]
 
 
 def honest(folder: Path, providers: Sequence[str], files: Sequence[tuple[str, int]] = HONEST) -> Iterator[tuple[str, bool]]:
     """What other passes, opsets, threads, providers and batch sizes make of the same network, and whether it passes."""
     for (target, opset), provider, threads in itertools.product(files, providers, (1, 2)):
-        path = digits_file(folder, target, "fp32", opset)
+        path = exported(folder, target, "fp32", opset)
         model = vit.load(path, provider, threads)
         for size in HONEST_SIZES:
             what = f"{path.stem} on {provider}, {threads} threads, batch size {size}"
@@ -403,10 +413,14 @@ def main() -> None:
     """Put in every fault, run every honest file, print both rates."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON file for the verdicts")
+    parser.add_argument("--checkpoint", type=Path, help="of another network than the one of the digits; its honest variants are not tried")
+    parser.add_argument("--step", type=int, default=1, help="put in every so many-th fault")
+    parser.add_argument("--others", type=int, default=OTHERS, help="how many other images say what matters")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        verdicts = {f"{target} {precision}": try_faults(Path(name), target, precision) for target, precision in TRIED}
-        variants = dict(honest(Path(name), ("cpu", "openvino")))
+        options = (args.step, args.checkpoint, args.others)
+        verdicts = {f"{target} {precision}": try_faults(Path(name), target, precision, *options) for target, precision in TRIED}
+        variants = dict(honest(Path(name), ("cpu", "openvino"))) if args.checkpoint is None else {}
     print(table(verdicts))
     rows = [
         {"file": file, "fault": v.fault.name, "effect": v.effect if np.isfinite(v.effect) else None, "flagged": v.flagged, "place": v.place}

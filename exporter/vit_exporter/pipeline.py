@@ -23,7 +23,7 @@ from vit_exporter.precision.calibration import ImageSet, load_images
 from vit_exporter.precision.reduce import Judge, Reduced, execution_of, reduce
 from vit_exporter.precision.sensitivity import Budget
 from vit_exporter.precision.speed import advice, times_faster
-from vit_exporter.reference import float32_outputs, golden_record, in_chunks, other_sizes
+from vit_exporter.reference import extreme_record, float32_outputs, golden_record, in_chunks, other_sizes
 from vit_exporter.source import Source, VerificationError
 from vit_exporter.spec import ExportSpec
 from vit_exporter.targets import TARGETS, Target, check_split
@@ -38,6 +38,7 @@ from vit_runtime.memory import peak_memory
 from vit_runtime.obstacle import Obstacle
 from vit_runtime.openvino_engine import find_openvino
 from vit_runtime.parity import Report
+from vit_runtime.parity.record import resized
 from vit_runtime.preprocess import Preprocessing, normalize
 
 Tell = Callable[[str, str, bool], None]
@@ -107,7 +108,7 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
         detail.append(source.describe())
     _check_network(source.model, spec, target)
     images = load_images(spec.calibrate, source.preprocessing) if spec.reduced else None  # a folder that is none is told before the work
-    goldens = list[Golden]()
+    goldens, extremes = list[Golden](), None
     if spec.verify_passes:
         source.fill()
         goldens = _references(source, steps)
@@ -126,12 +127,18 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
         source.fill()  # else the weights are read one at a time, while they are written
     if spec.verify:
         goldens = goldens or _references(source, steps)
+        extremes = extreme_record(source.model, source.preprocessing)
     notes, checkpoint = _prove(source, spec, steps)
     prepared = dataclasses.replace(
         source.preprocessing, in_graph=any(isinstance(each, FoldNormalization) and each.folded for each in passes)
     )
     execution = execution_of(target, spec.precision, math.gcd(source.model.config.embed_dim, source.model.config.mlp_dim))
-    manifest = dataclasses.replace(_with_goldens(manifest_of(source, prepared, execution), goldens), checkpoint=checkpoint)
+    manifest = dataclasses.replace(
+        _with_goldens(manifest_of(source, prepared, execution), goldens),
+        golden_extremes=extremes,
+        resized=resized(prepared) if spec.verify else None,
+        checkpoint=checkpoint,
+    )
     provider = target.provider
     if provider == "openvino" and spec.verify and isinstance(find_openvino(), Obstacle):
         provider = "cpu"
@@ -278,6 +285,7 @@ def _judged(path: Path, judge: Judge, images: ImageSet, spec: ExportSpec) -> Jud
 
 def _without_golden(manifest: Manifest) -> dict[str, Any]:
     document = manifest.to_dict()
-    for output in (document["golden"] or {"outputs": {}})["outputs"].values():
-        del output["data"]
+    for record in (document["golden"], document["golden_extremes"]):
+        for output in (record or {"outputs": {}})["outputs"].values():
+            del output["data"]
     return document

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from vit_models import ViT, ViTConfig
-from vit_runtime.golden import golden_images, project
+from vit_runtime.golden import ALL_EXTREMES, EXTREMES, GENERATOR, extreme_images, golden_images, project
 from vit_runtime.manifest import Error, Golden
 from vit_runtime.parity.judging import ENOUGH, measure, scale_of
 from vit_runtime.preprocess import Preprocessing, normalize
@@ -22,7 +22,9 @@ from vit_runtime.preprocess import Preprocessing, normalize
 GOLDEN_SEED = 0
 # How many golden images a network of so many multiply-accumulates an image gets: float64 runs at about 35 GMAC/s on two cores,
 # and a record that takes minutes to make would be left out.
-GOLDEN_IMAGES = ((0.5e9, 16), (10e9, 4), (50e9, 3), (float("inf"), 2))
+GOLDEN_IMAGES = ((0.5e9, 48), (10e9, 4), (50e9, 3), (float("inf"), 2))
+# The same of images that no camera makes, which excite what textures do not.
+EXTREME_IMAGES = ((10e9, ALL_EXTREMES), (float("inf"), 2))
 STORED = 4096  # numbers an image up to which an output is stored as it is; larger ones are projected
 PROJECTED = 256
 CHUNK = 4
@@ -57,13 +59,25 @@ def golden_count(config: ViTConfig) -> int:
 
 
 def golden_record(model: ViT, preprocessing: Preprocessing, image_size: tuple[int, int] | None = None) -> Golden:
-    """The expected outputs for the golden images, by default of the model's own size, and the floor.
+    """The expected outputs for the golden images, by default of the model's own size, and the floor."""
+    size = image_size or model.config.img_size
+    images = golden_images(GOLDEN_SEED, golden_count(model.config), *size, model.config.in_chans)
+    return _record(model, preprocessing, images, GENERATOR)
+
+
+def extreme_record(model: ViT, preprocessing: Preprocessing) -> Golden:
+    """The same for extreme images."""
+    config = model.config
+    count = next(count for macs, count in EXTREME_IMAGES if config.macs <= macs)
+    return _record(model, preprocessing, extreme_images(count, *config.img_size, config.patch_size, config.in_chans), EXTREMES)
+
+
+def _record(model: ViT, preprocessing: Preprocessing, images: npt.NDArray[np.uint8], generator: str) -> Golden:
+    """What is expected for `images`, uint8 (images, H, W, C), and the floor.
 
     Expected outputs are rounded to float32: that adds a thirtieth of the floor, and makes the record the same on machines
     that sum in another order.
     """
-    size = image_size or model.config.img_size
-    images = golden_images(GOLDEN_SEED, golden_count(model.config), *size, model.config.in_chans)
     inputs = normalize(images, preprocessing)
     measured = copy.copy(model)  # the same modules, whatever they are
     measured.outputs = (*model.outputs, *{"embedding"}.difference(model.outputs))
@@ -79,7 +93,8 @@ def golden_record(model: ViT, preprocessing: Preprocessing, image_size: tuple[in
         {name: exact[name].astype(np.float32) for name in kept},
         {name: projected[name] for name in kept if name in projected},
         {name: floor[name] for name in kept},
-        size,
+        (images.shape[1], images.shape[2]),
+        generator,
     )
 
 

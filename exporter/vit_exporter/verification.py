@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vit_exporter.trace import INPUT
 from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
 from vit_models import ViTConfig
 from vit_runtime.errors import MachineError
-from vit_runtime.manifest import Error, Execution, Limits, Manifest, Measured, Nearness, Parity
+from vit_runtime.manifest import Error, Execution, Limits, Manifest, Measured, Nearness, Parity, ReducedLimits
 from vit_runtime.memory import available_memory
 from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.parity import FLOAT32_LIMITS, Check, Report, check_record
@@ -88,26 +89,34 @@ def verify(path: Path, manifest: Manifest, provider: str, reduced: bool) -> Repo
     if not report.passed:
         worst = next(check for check in report.checks if not check.passed)
         size = f" of {worst.image_size[0]}x{worst.image_size[1]}" if manifest.golden_sizes else ""
-        where = f"{worst.output} at batch size {worst.batch_size}{size} {_fault(worst, FLOAT32_LIMITS)}"
+        images = "" if worst.inputs == "golden" else f" on {worst.inputs}"
+        where = f"{worst.output} at batch size {worst.batch_size}{size}{images} {_fault(worst, FLOAT32_LIMITS)}"
         raise VerificationError(f"the graph does not compute what PyTorch computes: {where}; nothing was written")
     return report
 
 
 def _held_to_itself(report: Report) -> Report:
     """The checks with limits made of what they found. Raises: VerificationError for a network that is of no use."""
-    limits = {}
+    held = list[Check]()
     for check in report.checks:
+        if isinstance(check.limit, Limits):  # of the images' resizing
+            held.append(check)
+            continue
         if not check.accuracy.cosine_mean >= USELESS or not np.isfinite(check.error.max):
             raise VerificationError(
                 f"{check.output} at batch size {check.batch_size} has little to do with PyTorch's: a mean cosine of "
                 f"{check.accuracy.cosine_mean:.3g}; nothing was written: take another precision"
             )
-        same = [each.accuracy for each in report.checks if each.output == check.output]
+        same = [each.accuracy for each in report.checks if (each.output, each.inputs) == (check.output, check.inputs)]
         loss = max(SLACK * (1 - each.cosine_min) for each in same)
         divergences = [each.kl_max for each in same if each.kl_max is not None]
         kl = _rounded(max(LEAST_DIVERGENCE, SLACK * max(divergences))) if divergences else None
-        limits[check.output] = Nearness(1 - _rounded(max(LEAST_LOSS, loss)), kl)
-    return dataclasses.replace(report, limits=limits)
+        held.append(dataclasses.replace(check, limit=Nearness(1 - _rounded(max(LEAST_LOSS, loss)), kl)))
+    return Report(_limits_of(held, "golden"), tuple(held))
+
+
+def _limits_of(checks: Sequence[Check], inputs: str) -> ReducedLimits:
+    return {check.output: check.limit for check in checks if check.inputs == inputs and isinstance(check.limit, Nearness)}
 
 
 def describe_report(report: Report) -> str:
@@ -137,10 +146,13 @@ def to_parity(report: Report) -> Parity:
             Error(_rounded(c.error.rms), _rounded(c.error.max)),
             c.image_size,
             None if isinstance(report.limits, Limits) else Nearness(1 - _rounded(1 - c.accuracy.cosine_min), _rounded(c.accuracy.kl_max)),
+            c.inputs,
         )
         for c in report.checks
+        if c.inputs != "resizing"  # which the record and the check computed alike just now
     )
-    return Parity(report.limits, measured)
+    extremes = None if isinstance(report.limits, Limits) else _limits_of(report.checks, "extremes")
+    return Parity(report.limits, measured, extremes or None)
 
 
 def _rounded(value: float | None) -> Any:

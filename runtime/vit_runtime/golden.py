@@ -1,7 +1,8 @@
 """The golden images: inputs that any machine makes again, bit for bit, from a seed.
 
-All arithmetic is on integers, and all randomness is the output of SHAKE-256 (FIPS 202), so neither numpy's version nor the
-machine matters. The recipe, for whoever writes it in another language, is in docs/manifest.md.
+`golden_images` are gradients, shapes and grain; `extreme_images` are what no camera makes. All arithmetic is on integers, and all
+randomness is the output of SHAKE-256 (FIPS 202), so neither numpy's version nor the machine matters. The recipe, for whoever writes it in
+another language, is in docs/manifest.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 GENERATOR = "shapes-1"
+EXTREMES = "extremes-1"
+ALL_EXTREMES = 6
 
 Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -26,6 +29,18 @@ def golden_images(seed: int, count: int, height: int, width: int, channels: int 
     An image depends on the seed, its index and its size alone, so the first images of a longer series are the same.
     """
     return np.stack([_image(seed, index, height, width)[..., :channels] for index in range(count)])
+
+
+def extreme_images(count: int, height: int, width: int, patch: int, channels: int = 3) -> Pixels:
+    """The first `count` of six grey images that no camera makes, uint8 (count, height, width, channels).
+
+    One bright pixel in black, checkers of a patch's size, white, black, the checkers' negative, hardly any contrast.
+    """
+    y, x = np.mgrid[0:height, 0:width].astype(np.int64)
+    checkers, pixel, black = (y // patch + x // patch) % 2 * 255, np.zeros_like(y), np.zeros_like(y)
+    pixel[height // 2, width // 2] = 255
+    grey = np.stack([pixel, checkers, black + 255, black, 255 - checkers, 127 + (x + y) % 2][:count])
+    return np.repeat(grey.astype(np.uint8)[..., None], channels, axis=3)
 
 
 def projection_signs(seed: int, name: str, size: int) -> npt.NDArray[np.int8]:

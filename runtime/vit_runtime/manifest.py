@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from vit_runtime.accuracy import Accuracy
 from vit_runtime.errors import ModelError
-from vit_runtime.golden import GENERATOR
+from vit_runtime.golden import ALL_EXTREMES, EXTREMES, GENERATOR
 from vit_runtime.onnx_file import OnnxFile, read_onnx
 from vit_runtime.preprocess import MAX_SIDE, Preprocessing
 
@@ -29,6 +29,7 @@ SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 MAX_GOLDEN_IMAGES = 64
 MAX_GOLDEN_SIZES = 8
+MAX_RESIZED, MAX_RESIZED_SIDE = 4096, 4096  # numbers, and pixels along a side
 MAX_INT = (1 << 63) - 1
 FREE_SIZE = ("height", "width")  # in an input's shape: both are free
 
@@ -58,7 +59,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Golden:
-    """The golden record: what float64 PyTorch computes for images that `golden_images(seed, images, *image_size)` makes again.
+    """A golden record: what float64 PyTorch computes for images that `golden_images(seed, images, *image_size)` makes again, or of
+    generator "extremes-1" `extreme_images(images, *image_size, patch_size)`.
 
     `expected` has one float32 array an output, (images, ...) or, where `projected` has the output's name,
     (images, projected[name]) through `vit_runtime.golden.project`. `floor` is PyTorch's own float32 error.
@@ -70,6 +72,19 @@ class Golden:
     projected: Mapping[str, int]
     floor: Mapping[str, Error]
     image_size: tuple[int, int]
+    generator: str = GENERATOR
+
+
+@dataclass(frozen=True)
+class Resized:
+    """What the preprocessing made, before normalising, of the golden image of seed 0 and of `image_size`: some of its pixels.
+
+    `pixels`, uint8 (n,), are every `step`-th of all numbers of the result (H, W, C), from the first.
+    """
+
+    image_size: tuple[int, int]
+    step: int
+    pixels: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -101,14 +116,19 @@ class Measured:
     error: Error
     image_size: tuple[int, int]
     nearness: Nearness | None = None
+    inputs: str = "golden"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The limits that the file is held to, and what was measured when it was made."""
+    """The limits that the file is held to, and what was measured when it was made.
+
+    A file in reduced precision has limits of its own on extreme images, `extremes`: it loses more there, or less.
+    """
 
     limits: Limits | ReducedLimits
     measured: tuple[Measured, ...]
+    extremes: ReducedLimits | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,7 @@ class Manifest:
 
     `image_size` is (height, width) of what the preprocessing makes and the golden record holds. With `multiple_of` the network takes
     every size whose sides are multiples of it, without it that size alone; `golden_sizes` then has records of other sizes.
+    `golden_extremes` is a record of extreme images, `resized` of what is done to images before the network sees them.
     """
 
     model: Mapping[str, Any]
@@ -154,12 +175,14 @@ class Manifest:
     parity: Parity | None
     multiple_of: int | None = None
     golden_sizes: tuple[Golden, ...] = ()
+    golden_extremes: Golden | None = None
+    resized: Resized | None = None
     execution: Execution = Execution()
     accuracy: Judged | None = None
 
     @property
     def goldens(self) -> tuple[Golden, ...]:
-        """Every golden record, that of the default size first; none if the export was not verified."""
+        """The records of golden images, that of the default size first; none if the export was not verified."""
         return (self.golden, *self.golden_sizes) if self.golden is not None else ()
 
     @property
@@ -207,6 +230,8 @@ class Manifest:
             "accuracy": _judged_to_dict(self.accuracy) if self.accuracy else None,
             "golden": _golden_to_dict(self.golden) if self.golden else None,
             "golden_sizes": [_golden_to_dict(golden) for golden in self.golden_sizes],
+            "golden_extremes": _golden_to_dict(self.golden_extremes) if self.golden_extremes else None,
+            "resized": _resized_to_dict(self.resized) if self.resized else None,
             "parity": _parity_to_dict(self.parity) if self.parity else None,
         }
         return document
@@ -259,6 +284,7 @@ def parse_manifest(document: Any) -> Manifest:
     if labels is not None and not (isinstance(labels, list) and all(_is_text(label) for label in labels)):
         raise ModelError("the manifest's labels are not a list of names; export the model again")
     golden, parity = _get(document, "golden", object), _get(document, "parity", object)
+    extremes, resized = _get(document, "golden_extremes", object), _get(document, "resized", object)
     for entry, kind in _FOR_PEOPLE:
         _get(document, entry, kind)
     _check_build(document["build"])
@@ -273,6 +299,8 @@ def parse_manifest(document: Any) -> Manifest:
         build=_get(document, "build", dict),
         golden=_golden_from_dict(golden, outputs) if golden is not None else None,
         golden_sizes=tuple(_golden_from_dict(record, outputs) for record in _get(document, "golden_sizes", list)),
+        golden_extremes=_golden_from_dict(extremes, outputs, EXTREMES) if extremes is not None else None,
+        resized=_resized_from_dict(resized) if resized is not None else None,
         parity=_parity_from_dict(parity) if parity is not None else None,
         multiple_of=multiple_of,
         execution=_execution(_get(document, "execution", dict)),
@@ -322,7 +350,7 @@ def _golden_to_dict(golden: Golden) -> dict[str, Any]:
             "floor": {"rms": floor.rms, "max": floor.max},
         }
     record: dict[str, Any] = {
-        "generator": GENERATOR,
+        "generator": golden.generator,
         "seed": golden.seed,
         "images": golden.images,
         "image_size": list(golden.image_size),
@@ -331,13 +359,35 @@ def _golden_to_dict(golden: Golden) -> dict[str, Any]:
     return {**record, "sha256": record_digest(record)}
 
 
-def _golden_from_dict(record: Any, outputs: Sequence[Output]) -> Golden:
-    if (generator := _get(record, "generator", str)) != GENERATOR:
-        raise ModelError(
-            f"the golden record's images come from generator {generator!r}, this vit-deploy has {GENERATOR!r}; upgrade vit-deploy"
-        )
+def _resized_to_dict(resized: Resized) -> dict[str, Any]:
+    record = {"image_size": list(resized.image_size), "step": resized.step, "pixels": base64.b64encode(resized.pixels.tobytes()).decode()}
+    return {**record, "sha256": record_digest(record)}
+
+
+def _resized_from_dict(record: Any) -> Resized:
+    _check_digest(record)
+    try:
+        pixels = np.frombuffer(base64.b64decode(_get(record, "pixels", str), validate=True), np.uint8)
+    except ValueError as error:
+        raise ModelError("the golden record's pixels are not base64; export the model again") from error
+    size, step = _image_size(record), _get(record, "step", int)
+    if step < 1 or not 1 <= len(pixels) <= MAX_RESIZED or max(size) > MAX_RESIZED_SIDE:
+        told = f"every {step}th of {len(pixels)} pixels of a picture of {size}"
+        raise ModelError(f"the golden record has {told}, expected a few; export the model again")
+    return Resized(size, step, pixels)
+
+
+def _check_digest(record: Any) -> None:
     if _get(record, "sha256", str) != record_digest(record):
         raise ModelError("the golden record was changed after the export: its SHA-256 no longer fits; export the model again")
+
+
+def _golden_from_dict(record: Any, outputs: Sequence[Output], wanted_generator: str = GENERATOR) -> Golden:
+    if (generator := _get(record, "generator", str)) != wanted_generator:
+        raise ModelError(
+            f"the golden record's images come from generator {generator!r}, this vit-deploy has {wanted_generator!r}; upgrade vit-deploy"
+        )
+    _check_digest(record)
     images = _get(record, "images", int)
     if not 1 <= images <= MAX_GOLDEN_IMAGES:
         raise ModelError(f"the golden record has {images} images, expected 1 to {MAX_GOLDEN_IMAGES}; export the model again")
@@ -359,7 +409,7 @@ def _golden_from_dict(record: Any, outputs: Sequence[Output]) -> Golden:
         floor[name] = _error(entry, "floor")
         if not (floor[name].rms and floor[name].max):
             raise ModelError(f"the golden record's {name} has a floor of 0, expected a larger number; export the model again")
-    return Golden(_get(record, "seed", int), images, expected, projected, floor, _image_size(record))
+    return Golden(_get(record, "seed", int), images, expected, projected, floor, _image_size(record), generator)
 
 
 def _image_size(document: Any) -> tuple[int, int]:
@@ -392,11 +442,18 @@ def _parity_to_dict(parity: Parity) -> dict[str, Any]:
             "rms": m.error.rms,
             "max": m.error.max,
             "nearness": asdict(m.nearness) if m.nearness else None,
+            "inputs": m.inputs,
         }
         for m in parity.measured
     ]
-    limits = asdict(parity.limits) if isinstance(parity.limits, Limits) else {name: asdict(near) for name, near in parity.limits.items()}
-    return {"kind": "floors" if isinstance(parity.limits, Limits) else "nearness", "limits": limits, "measured": measured}
+    kind = "floors" if isinstance(parity.limits, Limits) else "nearness"
+    extremes = limits_to_dict(parity.extremes) if parity.extremes is not None else None
+    return {"kind": kind, "limits": limits_to_dict(parity.limits), "extremes": extremes, "measured": measured}
+
+
+def limits_to_dict(limits: Limits | ReducedLimits) -> dict[str, Any]:
+    """As JSON values."""
+    return asdict(limits) if isinstance(limits, Limits) else {name: asdict(near) for name, near in limits.items()}
 
 
 def _parity_from_dict(document: Any) -> Parity:
@@ -408,6 +465,9 @@ def _parity_from_dict(document: Any) -> Parity:
         limits = Limits(_positive(document, "limits.rms"), _positive(document, "limits.max"))
     else:
         limits = {name: _nearness(near) for name, near in _get(document, "limits", dict).items()}
+    extremes: Any = _get(document, "extremes", object)
+    if extremes is not None:
+        extremes = {name: _nearness(near) for name, near in _get(document, "extremes", dict).items()}
     measured = tuple(
         Measured(
             _get(item, "provider", str),
@@ -416,10 +476,11 @@ def _parity_from_dict(document: Any) -> Parity:
             Error(_positive(item, "rms"), _positive(item, "max")),
             _image_size(item),
             _nearness(near) if (near := _get(item, "nearness", object)) is not None else None,
+            _get(item, "inputs", str),
         )
         for item in _get(document, "measured", list)
     )
-    return Parity(limits, measured)
+    return Parity(limits, measured, extremes)
 
 
 def _nearness(document: Any) -> Nearness:
@@ -484,14 +545,24 @@ def _check_against_itself(manifest: Manifest) -> None:
     classes = next((output.shape[-1] for output in manifest.outputs if output.name == "logits"), None)
     if manifest.labels is not None and len(manifest.labels) != classes:
         raise ModelError(f"its manifest has {len(manifest.labels)} labels for {classes} logits; export the model again")
+    extremes, patch = manifest.golden_extremes, manifest.model["patch_size"]
     if manifest.parity and not isinstance(manifest.parity.limits, Limits):
         for output in manifest.outputs:
-            limit = manifest.parity.limits.get(output.name)
-            if limit is None or (output.name == manifest.class_scores and limit.kl is None):
-                raise ModelError(f"its manifest has no limit for {output.name}; export the model again")
+            for limits in (manifest.parity.limits, *([manifest.parity.extremes or {}] if extremes is not None else [])):
+                limit = limits.get(output.name)
+                if limit is None or (output.name == manifest.class_scores and limit.kl is None):
+                    raise ModelError(f"its manifest has no limit for {output.name}; export the model again")
     for item in manifest.parity.measured if manifest.parity else ():
-        if not any(item.image_size == golden.image_size and item.output in golden.floor for golden in manifest.goldens):
+        records = manifest.goldens if item.inputs == "golden" else [extremes] if item.inputs == "extremes" and extremes is not None else []
+        if not any(item.image_size == golden.image_size and item.output in golden.floor for golden in records):
             raise ModelError(f"its manifest has a parity of {item.output!r} without a golden record of it; export the model again")
+    if extremes is not None and (manifest.golden is None or extremes.image_size != manifest.image_size or extremes.images > ALL_EXTREMES):
+        raise ModelError(
+            f"its manifest has a record of {extremes.images} extreme images of {extremes.image_size}, expected at most {ALL_EXTREMES} of "
+            f"{manifest.image_size} beside golden ones; export the model again"
+        )
+    if not _is_size(patch):
+        raise ModelError(f"its manifest has a patch_size of {patch}, expected at least 1; export the model again")
 
 
 def _check_against_graph(manifest: Manifest, file: OnnxFile) -> None:

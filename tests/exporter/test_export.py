@@ -165,7 +165,12 @@ def test_the_file_passes_its_own_record_at_every_batch_size(exported):
         lambda batch: dict(zip(names, session.run(names, {"pixel_values": batch}), strict=True)), manifest, "cpu", BATCH_SIZES
     )
     assert report.passed, report.worst
-    assert {(check.batch_size, check.output) for check in report.checks} == {(size, name) for size in BATCH_SIZES for name in names}
+    found = {(check.inputs, check.batch_size, check.output) for check in report.checks}
+    assert found == {
+        *(("golden", size, name) for size in BATCH_SIZES for name in names),
+        *(("extremes", BATCH_SIZES[0], name) for name in names),
+        ("resizing", 1, "pixels"),
+    }
 
 
 OTHER_SIZES = ((16, 16), (40, 24), (8, 64), (32, 32))

@@ -23,7 +23,7 @@ def test_info_says_what_is_in_a_file(tiny_model: Path):
         "10: ant, bee, cat, dog, eel ...",
         "opset 18, target portable, precision fp32",
         "LayerNormalization 5",
-        "16 golden images, at most 2x (rms) and 8x (largest) PyTorch's own float32 error",
+        "48 golden images, at most 2x (rms) and 8x (largest) PyTorch's own float32 error",
     ):
         assert words in result.stdout
 
@@ -51,7 +51,7 @@ def test_info_of_a_reduced_file_says_how_near_it_is_to_pytorch(tiny_int8: Path):
     assert result.exit_code == 0
     assert "graph    opset 20, target cpu, precision int8, " in result.stdout
     assert "/ 255, mean 0.5, std 0.5 in the graph\n" in result.stdout
-    assert "parity   16 golden images; at export:\n" in result.stdout
+    assert "parity   48 golden images; at export:\n" in result.stdout
     assert "accuracy 24 generated images on cpu, against PyTorch's float32:\n" in result.stdout
     manifest = read_manifest(tiny_int8)[0]
     assert manifest.parity is not None
@@ -59,9 +59,9 @@ def test_info_of_a_reduced_file_says_how_near_it_is_to_pytorch(tiny_int8: Path):
     lines = [line.split() for line in result.stdout.splitlines()]
     for measured in manifest.parity.measured:
         assert measured.nearness is not None
-        row = next(row for row in lines if row[:4] == ["cpu", measured.output, str(measured.batch_size), "32x32"])
-        assert row[4] == f"{measured.nearness.cosine:.5f}"
-        assert len(row) == (8 if measured.output == "logits" else 6)
+        row = next(row for row in lines if row[:5] == ["cpu", measured.output, str(measured.batch_size), "32x32", measured.inputs])
+        assert row[5] == f"{measured.nearness.cosine:.5f}"
+        assert len(row) == (9 if measured.output == "logits" else 7)
     found = manifest.accuracy.outputs["logits"]
     assert found.top1 is not None
     assert ["logits", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", f"{found.top1:.1%}", f"{found.kl_mean:.1e}"] in lines

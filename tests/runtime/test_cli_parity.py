@@ -17,7 +17,7 @@ def test_parity_passes_an_honest_file(tiny_model: Path):
     assert result.exit_code == 0
     assert f"{tiny_model} on cpu: passed (limits: 2 and 8 floors)" in result.stdout
     assert "FAILED" not in result.stdout
-    assert len(re.findall(r"^  (logits|embedding|tokens|attention) +[1-7] ", result.stdout, re.MULTILINE)) == 20
+    assert len(re.findall(r"^  (logits|embedding|tokens|attention) +[1-7] ", result.stdout, re.MULTILINE)) == 24
 
 
 def test_parity_fails_a_changed_file_with_exit_code_1(tiny_model: Path, edited: Callable[[float], Path]):
@@ -27,7 +27,7 @@ def test_parity_fails_a_changed_file_with_exit_code_1(tiny_model: Path, edited: 
     assert f"{tiny_model} on cpu: passed" in result.stdout
     assert f"{path} on cpu: FAILED" in result.stdout
     assert f"{path} on cpu against {tiny_model}: FAILED" in result.stdout
-    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["logits"] * 6  # two sizes: record, first file, no camera's
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["logits"] * 7  # two sizes: record, first file, no camera's
 
 
 def test_parity_gives_the_same_as_data(tiny_model: Path, edited: Callable[[float], Path]):
@@ -37,7 +37,7 @@ def test_parity_gives_the_same_as_data(tiny_model: Path, edited: Callable[[float
     assert [(entry["model"], entry["passed"]) for entry in document["models"]] == [(str(tiny_model), True), (str(path), False)]
     report = document["models"][0]["reports"][0]
     assert report["limits"] == {"rms": 2.0, "max": 8.0}
-    assert {check["batch_size"] for check in report["checks"]} == {3}
+    assert {check["batch_size"] for check in report["checks"] if check["inputs"] != "resizing"} == {3}
     assert all(check["rms_floors"] <= 2 for check in report["checks"])
 
 
@@ -76,12 +76,15 @@ def test_parity_of_a_reduced_file_tells_how_near_it_is(tiny_int8: Path):
     assert re.fullmatch(
         r"attention 0\.9\d+, embedding 0\.9\d+, logits 0\.9\d+ and KL [\d.e-]+, tokens 0\.9\d+", ", ".join(sorted(limits[1].split(", ")))
     )
-    assert rows[0].split() == ["output", "batch", "size", "least", "cosine", "mean", "same", "class", "largest", "KL"]
-    assert [row.split()[:3] for row in rows[1:]] == [
-        [name, batch, "32x32"] for batch in ("1", "4") for name in ("attention", "embedding", "logits", "tokens")
+    assert " ".join(rows[0].split()) == "output batch size images least cosine mean largest KL same class same five"
+    assert [row.split()[:4] for row in rows[1:-1]] == [
+        [name, batch, "32x32", images]
+        for batch, images in (("1", "golden"), ("4", "golden"), ("1", "extremes"))
+        for name in ("attention", "embedding", "logits", "tokens")
     ]
-    assert all(re.search(r"  [01]\.\d{5}  [01]\.\d{5}(  +\d+%  +\d\.\de-\d\d)?$", row) for row in rows[1:])
-    assert [row.split()[0] for row in rows if "%" in row] == ["logits", "logits"]
+    assert rows[-1].split()[:4] == ["pixels", "1", "49x65", "resizing"]
+    assert all(re.search(r"  [01]\.\d{5}  [01]\.\d{5}(  +\d\.\de[-+]\d\d  +\d+%( \(\d+ near a tie\))?  +\d+%)?$", row) for row in rows[1:])
+    assert [row.split()[0] for row in rows if "%" in row] == ["logits"] * 3
     assert last == "Of reduced precision: each output may be twice as far from float64 PyTorch as it was when the file was made."
 
 
@@ -96,7 +99,7 @@ def test_parity_fails_a_changed_reduced_file_with_exit_code_1(tiny_int8: Path, t
     result = run("vit-parity", path, "--batch-sizes", "1")
     assert result.exit_code == 1
     assert f"{path} on cpu: FAILED (least cosine: " in result.stdout
-    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["embedding", "logits", "tokens"]
+    assert re.findall(r"^  (\w+) .*FAILED$", result.stdout, re.MULTILINE) == ["embedding", "logits", "tokens"] * 2  # golden, extremes
     document = document_of(run("vit-parity", path, "--batch-sizes", "1", "--json"), 1)
     assert document["passed"] is False
 
@@ -116,6 +119,8 @@ def test_parity_of_a_reduced_file_gives_the_same_as_data(tiny_int8: Path):
     (report,) = document["models"][0]["reports"]
     assert report["limits"].keys() == {"logits", "embedding", "tokens", "attention"}
     for check in report["checks"]:
+        if check["inputs"] != "golden":
+            continue  # those of extremes are in the manifest
         limit = report["limits"][check["output"]]
         assert limit["cosine"] <= check["accuracy"]["cosine_min"] <= 1
         assert (limit["kl"] is None) == (check["accuracy"]["kl_max"] is None) == (check["output"] != "logits")

@@ -48,7 +48,7 @@ def test_records_are_kept_of_several_sizes(path: Path) -> None:
 def test_each_is_checked_at_several_batch_sizes(path: Path) -> None:
     report = check(path)
     assert report.passed
-    found = {(check.image_size, check.batch_size) for check in report.checks}
+    found = {(check.image_size, check.batch_size) for check in report.checks if check.inputs != "resizing"}
     assert found == {(SIZES[0], batch) for batch in BATCH_SIZES} | {(size, batch) for size in SIZES[1:] for batch in BATCH_SIZES[:2]}
 
 

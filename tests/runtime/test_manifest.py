@@ -38,7 +38,18 @@ from vit_runtime.preprocess import Preprocessing, ShortestEdgeResize
 Document = dict[str, Any]
 Place = tuple[str | int, ...]
 FILES = ["tiny_model", "tiny_external", "tiny_unverified", "tiny_embedder", "tiny_projected", "tiny_int8", "tiny_openvino"]
-ACTED_UPON = ("schema_version", "input", "preprocessing", "outputs", "labels", "execution", "golden", "parity")
+ACTED_UPON = (
+    "schema_version",
+    "input",
+    "preprocessing",
+    "outputs",
+    "labels",
+    "execution",
+    "golden",
+    "golden_extremes",
+    "resized",
+    "parity",
+)
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +66,10 @@ def shortened(manifest: Manifest) -> Document:
     document["build"]["traced"] = document["build"]["passes"][0]["ops"] = {"Add": 3, "MatMul": 2}
     for name in ("tokens", "attention"):
         document["outputs"] = [output for output in document["outputs"] if output["name"] != name]
-        document["golden"]["outputs"].pop(name, None)
-        document["parity"]["limits"].pop(name, None)
+        for record in (document["golden"], document["golden_extremes"]):
+            record["outputs"].pop(name, None)
+        for limits in (document["parity"]["limits"], document["parity"]["extremes"] or {}):
+            limits.pop(name, None)
     return fitting(document)
 
 
@@ -108,9 +121,10 @@ def without(document: Document, place: Place) -> Document:
 
 
 def fitting(document: Document) -> Document:
-    golden = document.get("golden")
-    if isinstance(golden, dict) and isinstance(golden.get("sha256"), str):
-        golden["sha256"] = record_digest(golden)
+    for name in ("golden", "golden_extremes", "resized"):
+        record = document.get(name)
+        if isinstance(record, dict) and isinstance(record.get("sha256"), str):
+            record["sha256"] = record_digest(record)
     return document
 
 
@@ -198,8 +212,9 @@ def test_no_path_host_name_or_time_is_in_a_manifest(fixture: str, request: pytes
     path: Path = request.getfixturevalue(fixture)
     manifest, _ = read_manifest(path)
     document = manifest.to_dict()
-    for output in (document["golden"] or {"outputs": {}})["outputs"].values():
+    for output in [output for name in ("golden", "golden_extremes") for output in (document[name] or {"outputs": {}})["outputs"].values()]:
         output["data"] = ""  # base64 has slashes and any letters
+    document["resized"] = None
     text = json.dumps(document)
     assert socket.gethostname() not in text
     assert not re.search(r"\b(19|20)\d\d-\d\d-\d\d|\b\d\d:\d\d:\d\d\b|\b1[5-9]\d{8}\b", text)
@@ -242,9 +257,15 @@ def test_the_schema_has_the_version_and_generator_that_are_written(schema: jsons
 
 def is_open(place: Place) -> bool:
     """Whether the names of the entries there are free: packages, outputs, ops."""
-    return place in {("build", "tools"), ("build", "traced"), ("golden", "outputs"), ("accuracy", "outputs"), ("parity", "limits")} or (
-        place[:2] == ("build", "passes") and place[-1] == "ops"
-    )
+    return place in {
+        ("build", "tools"),
+        ("build", "traced"),
+        ("golden", "outputs"),
+        ("golden_extremes", "outputs"),
+        ("accuracy", "outputs"),
+        ("parity", "limits"),
+        ("parity", "extremes"),
+    } or (place[:2] == ("build", "passes") and place[-1] == "ops")
 
 
 @pytest.mark.parametrize("fixture", ["document", "reduced"])
@@ -267,7 +288,7 @@ def test_the_schema_refuses_entries_that_it_does_not_know(
     document = request.getfixturevalue(fixture)
     for place in [(), *places(document)]:
         holder = document if not place else parent(document, place)[place[-1]]
-        if isinstance(holder, dict) and place not in {("build", "tools"), ("golden", "outputs")}:
+        if isinstance(holder, dict) and place not in {("build", "tools"), ("golden", "outputs"), ("golden_extremes", "outputs")}:
             assert not schema.is_valid(changed(document, (*place, "junk"), "1")), place
 
 
@@ -430,16 +451,16 @@ def test_one_changed_bit_in_the_golden_numbers_does_not_fit_the_digest(document:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda entry: entry.update(data=entry["data"][:-4]), "bytes, expected 640"),
+        (lambda entry: entry.update(data=entry["data"][:-4]), "bytes, expected 1920"),
         (lambda entry: entry.update(data="!" + entry["data"][1:]), "is not base64"),
         (lambda entry: entry.update(data="ä" + entry["data"][1:]), "is not base64"),
-        (lambda entry: entry.update(shape=[16, 11]), "has shape"),
+        (lambda entry: entry.update(shape=[48, 11]), "has shape"),
         (lambda entry: entry.update(shape=[]), "has shape"),
-        (lambda entry: entry.update(shape=[16], projected=True), "has shape"),
-        (lambda entry: entry.update(shape=[16, 2, 5], projected=True), "has shape"),
-        (lambda entry: entry.update(shape=[16, 1 << 31], projected=True), "bytes, expected"),
-        (lambda entry: entry.update(data=base64.b64encode(np.full(160, np.nan, "<f4").tobytes()).decode()), "has NaN or Inf"),
-        (lambda entry: entry.update(data=base64.b64encode(np.full(160, np.inf, "<f4").tobytes()).decode()), "has NaN or Inf"),
+        (lambda entry: entry.update(shape=[48], projected=True), "has shape"),
+        (lambda entry: entry.update(shape=[48, 2, 5], projected=True), "has shape"),
+        (lambda entry: entry.update(shape=[48, 1 << 31], projected=True), "bytes, expected"),
+        (lambda entry: entry.update(data=base64.b64encode(np.full(480, np.nan, "<f4").tobytes()).decode()), "has NaN or Inf"),
+        (lambda entry: entry.update(data=base64.b64encode(np.full(480, np.inf, "<f4").tobytes()).decode()), "has NaN or Inf"),
         (lambda entry: entry["floor"].update(rms=0), "has a floor of 0"),
         (lambda entry: entry["floor"].update(max=-1e-9), "expected a number of at least 0"),
     ],
@@ -452,6 +473,34 @@ def test_a_forged_golden_record_is_refused_for_what_is_wrong_in_it(change: Calla
 
 def test_a_golden_record_of_an_unknown_generator_is_told_to_upgrade(document: Document):
     assert "upgrade vit-deploy" in refused(changed(document, ("golden", "generator"), "shapes-2"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("golden_extremes", "generator"), "shapes-1", "this vit-deploy has 'extremes-1'; upgrade vit-deploy"),
+        (("golden_extremes", "images"), 7, "expected [7"),
+        (("golden_extremes", "image_size"), [32, 40], "a record of 6 extreme images of (32, 40), expected at most 6 of (32, 32)"),
+        (("resized", "pixels"), "!!!!", "pixels are not base64"),
+        (("resized", "pixels"), "", "every 7th of 0 pixels of a picture of (49, 65), expected a few"),
+        (("resized", "pixels"), "A" * 8192, "of 6144 pixels"),
+        (("resized", "step"), 0, "every 0th of 439 pixels"),
+        (("resized", "image_size"), [49, 5000], "a picture of (49, 5000), expected a few"),
+    ],
+)
+def test_a_forged_record_of_extremes_or_of_resizing_is_refused(place: Place, value: Any, words: str, document: Document):
+    assert words in refused(changed(document, place, value))
+
+
+@pytest.mark.parametrize("name", ["golden_extremes", "resized"])
+def test_a_record_that_was_changed_does_not_fit_its_digest(name: str, document: Document):
+    document[name]["image_size"] = [32, 33]
+    assert "its SHA-256 no longer fits" in refused(document)
+
+
+def test_extremes_beside_no_golden_record_are_refused(document: Document):
+    document.update(golden=None, parity=None)
+    assert "beside golden ones" in refused(document)
 
 
 @pytest.mark.parametrize("images", [0, -1, 65, 10**9])
@@ -584,7 +633,10 @@ def test_every_output_has_to_have_a_limit_and_the_class_scores_one_of_their_dive
         (lambda d: d["outputs"][1].update(shape=["batch", 33]), "golden record's embedding has shape"),
         (lambda d: d["outputs"][1].update(dtype="float16"), "says embedding float16 .*, its graph has embedding float32"),
         (lambda d: d["outputs"].reverse(), "its graph has logits"),
-        (lambda d: (d["outputs"].pop(), d["golden"]["outputs"].pop("attention")), "names 4 inputs and outputs, its graph has 5"),
+        (
+            lambda d: (d["outputs"].pop(), d["golden"]["outputs"].pop("attention"), d.update(golden_extremes=None)),
+            "names 4 inputs and outputs, its graph has 5",
+        ),
         (lambda d: d["outputs"].append({**d["outputs"][0]}), "names 6 inputs and outputs, its graph has 5"),
         (lambda d: d["labels"].pop(), "has 9 labels for 10 logits"),
         (lambda d: d["preprocessing"]["resize"].update(height=48), r"prepares images of \(48, 32\), but its input is \(32, 32\)"),
@@ -609,7 +661,7 @@ def test_a_manifest_that_moved_to_another_graph_is_refused(tiny_projected: Path,
 
 @pytest.mark.parametrize("name", ["logits", "embedding"])
 def test_logits_and_embedding_are_one_row_an_image(name: str, document: Document):
-    document["golden"] = document["parity"] = document["labels"] = None
+    document["golden"] = document["golden_extremes"] = document["parity"] = document["labels"] = None
     next(output for output in document["outputs"] if output["name"] == name)["shape"] = ["batch", 2, 5]
     assert "expected one row an image" in refused(document)
 

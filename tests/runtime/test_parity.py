@@ -120,9 +120,12 @@ def bgr(proto: onnx.ModelProto) -> None:
 def test_an_honest_file_passes_at_every_batch_size(batch_size: int, honest: Model):
     report = check(honest, (batch_size,))
     assert report.passed
-    assert [(c.output, c.batch_size, c.provider) for c in report.checks] == [
-        (name, batch_size, "cpu") for name in sorted(("logits", "embedding", "tokens", "attention"))
+    names = sorted(("logits", "embedding", "tokens", "attention"))
+    assert [(c.output, c.inputs) for c in report.checks] == [
+        *((name, inputs) for inputs in ("golden", "extremes") for name in names),
+        ("pixels", "resizing"),
     ]
+    assert {(c.batch_size, c.provider) for c in report.checks if c.inputs != "resizing"} == {(batch_size, "cpu")}
 
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "tiny_external", "tiny_embedder", "tiny_projected"])
@@ -137,9 +140,9 @@ def test_every_exported_file_passes_with_one_thread_and_with_two(fixture: str, t
 def test_what_is_measured_now_is_what_was_recorded_at_export(honest: Model):
     """The same machine and runtime: apart from rounding to two digits the numbers are the same."""
     assert honest.manifest.parity is not None
-    now = {(c.batch_size, c.output): c.error for c in check(honest).checks}
+    now = {(c.batch_size, c.inputs, c.output): c.error for c in check(honest).checks}
     for then in honest.manifest.parity.measured:
-        assert then.error.rms == pytest.approx(now[then.batch_size, then.output].rms, rel=0.1)
+        assert then.error.rms == pytest.approx(now[then.batch_size, then.inputs, then.output].rms, rel=0.1)
 
 
 def test_the_golden_inputs_are_the_golden_images_prepared_as_the_manifest_says(tiny_manifest: Manifest):
@@ -274,6 +277,7 @@ def test_a_file_in_int8_is_as_near_as_it_was_at_any_batch_size(reduced: Model):
     assert report.passed
     assert {c.batch_size for c in report.checks} == {1, 2, 3, 7, 16}
     assert report.limits == limits_of(reduced)
+    report = dataclasses.replace(report, checks=tuple(c for c in report.checks if c.inputs != "resizing"))
     assert {(c.output, c.provider) for c in report.checks} == {(output.name, reduced.provider) for output in reduced.manifest.outputs}
     assert report.worst.rms_floors > FLOAT32_LIMITS.rms  # it is no float32 file, which the limits in floors would tell
     for c in report.checks:
@@ -284,7 +288,7 @@ def test_the_limits_are_twice_what_was_measured_and_at_least_a_ten_thousandth_or
     parity = reduced.manifest.parity
     assert parity is not None
     for name, limit in limits_of(reduced).items():
-        found = [measured.nearness for measured in parity.measured if measured.output == name]
+        found = [measured.nearness for measured in parity.measured if (measured.output, measured.inputs) == (name, "golden")]
         assert len(found) == len(BATCH_SIZES)
         loss = max(1 - near.cosine for near in found if near is not None)
         assert 1 - limit.cosine == pytest.approx(max(2 * loss, 1e-4), rel=0.1)  # each was rounded to two digits
@@ -355,8 +359,8 @@ def test_probabilities_are_held_to_their_limit_too(reduced: Model):
 )
 def test_the_verdict_of_reduced_precision_is_on_cosine_and_divergence(cosine: float, kl: float | None, limit: Nearness, passed: bool):
     """A limit is still good, an error of any size in floors is too; a divergence that is limited has to be there."""
-    near, other = Accuracy(cosine, 1.0, 1.0, 0.0, kl), Nearness(1.0, 0.0)
-    found = judge("cpu", 1, (8, 8), "logits", Error(1.0, 1.0), Error(1e-9, 1e-9), near, {"logits": limit, "embedding": other})
+    near = Accuracy(cosine, 1.0, 1.0, 0.0, kl)
+    found = judge("cpu", 1, (8, 8), "logits", Error(1.0, 1.0), Error(1e-9, 1e-9), near, limit)
     assert found.passed is passed
 
 
@@ -364,7 +368,7 @@ def test_the_worst_of_reduced_precision_has_the_least_cosine_and_nan_is_worst():
     limits = {"x": Nearness(0.5, None)}
 
     def found(cosine: float) -> Any:
-        return judge("cpu", 1, (8, 8), "x", Error(1 / max(cosine, 0.1), 0.0), Error(1.0, 1.0), Accuracy(cosine, 1.0), limits)
+        return judge("cpu", 1, (8, 8), "x", Error(1 / max(cosine, 0.1), 0.0), Error(1.0, 1.0), Accuracy(cosine, 1.0), limits["x"])
 
     good, bad, nan = found(0.9), found(0.6), found(math.nan)
     assert Report(limits, (good, bad)).worst is bad

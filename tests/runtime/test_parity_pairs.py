@@ -15,7 +15,8 @@ from vit_runtime.errors import InputError, ModelError
 from vit_runtime.manifest import Error, Limits, Nearness
 from vit_runtime.model import Model
 from vit_runtime.parity import BATCH_SIZES, FLOAT32_LIMITS, between, compare, extremes, photographs, steady
-from vit_runtime.parity.pairs import MAX_PHOTOS, limits_of
+from vit_runtime.parity.judging import limits_for
+from vit_runtime.parity.pairs import MAX_PHOTOS
 from vit_runtime.preprocess import Preprocessing
 
 
@@ -153,7 +154,7 @@ def test_a_file_in_int8_agrees_with_itself_and_with_the_float32_file_within_its_
     report = compare(reduced, reduced, ("a", "b"))
     assert report.passed
     assert report.worst.error == Error(0.0, 0.0)
-    for name, limit in limits_of(reduced).items():
+    for name, limit in limits_for(reduced.manifest.parity).items():
         assert 1 - report.limits[name].cosine == pytest.approx(4 * (1 - limit.cosine))
 
 
@@ -195,7 +196,7 @@ def test_a_network_that_mixes_images_is_not_steady(honest: Model):
 
 def test_extremes_are_what_no_camera_makes(honest: Model):
     found = extremes(honest.manifest)
-    black, white, pixel, checkers, negative, faint = found.images
+    pixel, checkers, white, black, negative, faint = found.images
     assert (found.name, found.images.dtype, found.images.shape) == ("extremes", np.uint8, (6, 32, 32, 3))
     assert (black.max(), white.min()) == (0, 255)
     assert (np.count_nonzero(pixel), pixel.max()) == (3, 255)

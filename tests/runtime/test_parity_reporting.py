@@ -12,7 +12,7 @@ from vit_runtime.manifest import Error, Limits, Nearness
 from vit_runtime.parity import Check, Report
 from vit_runtime.parity.reporting import FAILURES, Result, junit, summary
 
-GOOD = Check("cpu", 2, (32, 24), "logits", Error(5e-7, 1e-6), 1.25, 2.5, Accuracy(0.9999, 1.0, 1.0, 1e-9, 2e-9), passed=True)
+GOOD = Check("cpu", 2, (32, 24), "logits", Error(5e-7, 1e-6), 1.25, 2.5, Accuracy(0.9999, 1.0, 1.0, 1e-9, 2e-9), Limits(2.0, 8.0), True)
 BAD = dataclasses.replace(GOOD, batch_size=3, rms_floors=812.04, passed=False)
 EXACT = Limits(2.0, 8.0)
 NEAR = {"logits": Nearness(0.998, 0.001)}
@@ -49,7 +49,7 @@ def test_every_name_of_a_file_makes_a_document(path: str, tmp_path: Path):
 
 
 def test_in_reduced_precision_the_cosine_and_the_divergence_are_told():
-    check = dataclasses.replace(BAD, accuracy=Accuracy(0.91, 0.95, 0.5, 0.1, 0.25))
+    check = dataclasses.replace(BAD, accuracy=Accuracy(0.91, 0.95, 0.5, 0.1, 0.25), limit=NEAR["logits"])
     text = "least cosine 0.91000 of 0.998, KL 2.5e-01 of 0.001"
     assert f'message="{text}"' in junit([result("vit.onnx", check, limits=NEAR)])
     assert f"- vit.onnx on cpu, logits, batch size 3, 32x24: {text}\n" in summary([result("vit.onnx", check, limits=NEAR)])
@@ -84,7 +84,7 @@ def test_the_command_writes_both(tiny_model: Path, edited, tmp_path: Path):
     xml, markdown = tmp_path / "parity.xml", tmp_path / "summary.md"
     answer = run("vit-parity", tiny_model, edited(0.5), "--batch-sizes", "1,2", "--junit", xml, "--summary", markdown, "-q")
     assert (answer.exit_code, answer.stdout) == (1, "")
-    assert [(suite.tests, suite.failures) for suite in JUnitXml.fromfile(str(xml))] == [(8, 0), (8, 2), (16, 4)]
+    assert [(suite.tests, suite.failures) for suite in JUnitXml.fromfile(str(xml))] == [(13, 0), (13, 3), (16, 4)]
     assert markdown.read_text().startswith("## vit-parity: FAILED\n")
 
 

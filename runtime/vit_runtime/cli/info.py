@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from vit_runtime.cli.common import Command, Console, output_options, table
-from vit_runtime.manifest import Limits, Manifest, Measured, ReducedLimits, read_manifest
+from vit_runtime.manifest import Limits, Manifest, Measured, Parity, read_manifest
 from vit_runtime.onnx_file import OnnxFile
+from vit_runtime.parity.judging import limits_for
 from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing
 
 
@@ -122,21 +123,24 @@ def _parity(manifest: Manifest) -> list[str]:
         return ["parity   not verified: exported with --no-verify"]
     limits, golden = manifest.parity.limits, manifest.golden
     if not isinstance(limits, Limits):
-        return _nearness(manifest, limits)
+        return _nearness(manifest, manifest.parity)
     allowed = f"at most {limits.rms:g}x (rms) and {limits.max:g}x (largest) PyTorch's own float32 error"
     lines = [f"parity   {golden.images} golden images, {allowed}; at export:"]
-    rows = [["provider", "output", "batch", "size", "rms error", "floor", "ratio"]]
-    floors = {golden.image_size: golden.floor for golden in manifest.goldens}
+    rows = [["provider", "output", "batch", "size", "images", "rms error", "floor", "ratio"]]
+    floors = {("golden", golden.image_size): golden.floor for golden in manifest.goldens}
+    if manifest.golden_extremes is not None:
+        floors["extremes", manifest.image_size] = manifest.golden_extremes.floor
     for item in manifest.parity.measured:
-        floor = floors[item.image_size][item.output].rms
+        floor = floors[item.inputs, item.image_size][item.output].rms
         rows.append([*_where(item), f"{item.error.rms:.1e}", f"{floor:.1e}", f"{item.error.rms / floor:.2f}"])
     return [*lines, table(rows, indent="         ")]
 
 
-def _nearness(manifest: Manifest, limits: ReducedLimits) -> list[str]:
-    lines, rows = list[str](), [["provider", "output", "batch", "size", "least cosine", "limit", "largest KL", "limit"]]
-    for item in manifest.parity.measured if manifest.parity else ():
-        if item.nearness is not None:
+def _nearness(manifest: Manifest, parity: Parity) -> list[str]:
+    lines, rows = list[str](), [["provider", "output", "batch", "size", "images", "least cosine", "limit", "largest KL", "limit"]]
+    for item in parity.measured:
+        limits = limits_for(parity, item.inputs)
+        if item.nearness is not None and not isinstance(limits, Limits):
             limit = limits[item.output]
             divergences = [f"{value:.1e}" if value is not None else "" for value in (item.nearness.kl, limit.kl)]
             rows.append([*_where(item), f"{item.nearness.cosine:.5f}", f"{limit.cosine:.5f}", *divergences])
@@ -153,4 +157,4 @@ def _nearness(manifest: Manifest, limits: ReducedLimits) -> list[str]:
 
 
 def _where(item: Measured) -> list[str]:
-    return [item.provider, item.output, str(item.batch_size), f"{item.image_size[0]}x{item.image_size[1]}"]
+    return [item.provider, item.output, str(item.batch_size), f"{item.image_size[0]}x{item.image_size[1]}", item.inputs]

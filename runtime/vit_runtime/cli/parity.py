@@ -132,8 +132,7 @@ def main(
         if asked:
             check_inside(model)
         if model.manifest.parity is not None:
-            limits = overridden(model.manifest.parity.limits, floors, min_cosine, max_kl)
-            model.manifest = replace(model.manifest, parity=replace(model.manifest.parity, limits=limits))
+            model.manifest = replace(model.manifest, parity=overridden(model.manifest.parity, floors, min_cosine, max_kl))
         if html_file is not None and model.manifest.goldens:
             portraits.append(portrait(model))
         if baseline is not None:

@@ -8,7 +8,7 @@ by the cosine of each output, and by the divergence of probabilities. NaN or Inf
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vit_runtime.accuracy import Accuracy, accuracy
 from vit_runtime.errors import InputError
-from vit_runtime.manifest import Error, Limits, Nearness, ReducedLimits
+from vit_runtime.manifest import Error, Limits, Nearness, Parity, ReducedLimits, limits_to_dict
 
 # One image, batches that divide nothing, and one that is no batch anybody traces with by habit.
 BATCH_SIZES = (1, 2, 3, 7, 4)
@@ -24,16 +24,31 @@ BATCH_SIZES = (1, 2, 3, 7, 4)
 # an extreme value, which scatters more than a mean does: 0.8 to 2.8 times its floor.
 FLOAT32_LIMITS = Limits(rms=2.0, max=8.0)
 ENOUGH = 500  # numbers that make the root mean square of an error steady to a few per cent
+TOP = 5
 
 Array = npt.NDArray[Any]
 Run = Callable[[npt.NDArray[np.float32]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """What an error did to the order of classes, counted in images.
+
+    `top5` have the same five on top, in any order; 0 to 1. `changed` have another class on top; in `near_ties` of these the two classes
+    were expected to be closer than twice the error that a score may have, so the change is none to speak of.
+    """
+
+    top5: float
+    changed: int
+    near_ties: int
+
+
+@dataclass(frozen=True)
 class Check:
     """One output at one batch size and image size: its error, the same in units of the floor, how near it is, and the verdict.
 
-    `inputs` names the images: "golden", "extremes" or "images".
+    `inputs` names the images: "golden", "extremes", "images", or "resizing" for what is done to a picture before the network sees it.
+    `limit` is what it was held to; `ranks` are there where the output scores classes.
     """
 
     provider: str
@@ -44,8 +59,10 @@ class Check:
     rms_floors: float
     max_floors: float
     accuracy: Accuracy
+    limit: Limits | Nearness
     passed: bool
     inputs: str = "golden"
+    ranks: Ranks | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; a NaN, which JSON has not, is null."""
@@ -60,6 +77,7 @@ class Check:
             "rms_floors": _finite(self.rms_floors),
             "max_floors": _finite(self.max_floors),
             "accuracy": self.accuracy.to_dict(),
+            "ranks": asdict(self.ranks) if self.ranks else None,
             "passed": self.passed,
         }
 
@@ -87,9 +105,7 @@ class Report:
         """As JSON values."""
         return {
             "passed": self.passed,
-            "limits": asdict(self.limits)
-            if isinstance(self.limits, Limits)
-            else {name: asdict(near) for name, near in self.limits.items()},
+            "limits": limits_to_dict(self.limits),
             "checks": [check.to_dict() for check in self.checks],
         }
 
@@ -128,23 +144,32 @@ def between(a: Limits | ReducedLimits, b: Limits | ReducedLimits) -> Limits | Re
     return found
 
 
-def overridden(
-    limits: Limits | ReducedLimits, floors: tuple[float, float] | None, cosine: float | None, kl: float | None
-) -> Limits | ReducedLimits:
+def overridden(parity: Parity, floors: tuple[float, float] | None, cosine: float | None, kl: float | None) -> Parity:
     """The limits with those that are given in place of a file's own: in floors for float32, cosine and divergence for reduced precision.
 
     Raises: InputError for those of the other kind.
     """
-    if isinstance(limits, Limits):
+    if isinstance(parity.limits, Limits):
         if cosine is not None or kl is not None:
             raise InputError("got a cosine or a divergence as the limit of a float32 file, expected multiples of the floor (--max-floors)")
-        return limits if floors is None else Limits(*floors)
+        return parity if floors is None else replace(parity, limits=Limits(*floors))
     if floors is not None:
         raise InputError("got floors as the limit of a file in reduced precision, expected --min-cosine or --max-kl")
-    return {
-        name: Nearness(near.cosine if cosine is None else cosine, near.kl if kl is None or near.kl is None else kl)
-        for name, near in limits.items()
-    }
+
+    def held(limits: ReducedLimits) -> ReducedLimits:
+        return {
+            name: Nearness(near.cosine if cosine is None else cosine, near.kl if kl is None or near.kl is None else kl)
+            for name, near in limits.items()
+        }
+
+    return replace(parity, limits=held(parity.limits), extremes=held(parity.extremes) if parity.extremes is not None else None)
+
+
+def limits_for(parity: Parity | None, inputs: str = "golden") -> Limits | ReducedLimits:
+    """What a file is held to by itself on such images."""
+    if parity is None:
+        return FLOAT32_LIMITS
+    return parity.extremes if inputs == "extremes" and parity.extremes is not None else parity.limits
 
 
 def hold(
@@ -155,24 +180,44 @@ def hold(
     """A check of each output of `expected`; errors are in units of `scales`, by default of the root mean square of what is expected."""
     found = []
     for name, values in expected.items():
-        error = measure(values, actual[name], scales[name] if scales is not None else scale_of(values))
-        near = accuracy(values, actual[name], name == class_scores)
-        found.append(judge(provider, batch_size, image_size, name, error, floors[name], near, limits, inputs))
+        scale = scales[name] if scales is not None else scale_of(values)
+        error, near = measure(values, actual[name], scale), accuracy(values, actual[name], name == class_scores)
+        limit = limits if isinstance(limits, Limits) else limits[name]
+        order = ranks(values, actual[name], _allowed(values, limit, floors[name], scale)) if name == class_scores else None
+        found.append(judge(provider, batch_size, image_size, name, error, floors[name], near, limit, inputs, order))
     return found
+
+
+def ranks(expected: Array, actual: Array, allowed: npt.NDArray[np.float64]) -> Ranks:
+    """The order of classes in `actual` beside that in `expected`, (images, classes); a score may be off by `allowed`, (images,)."""
+    rows, top = np.arange(len(expected)), min(TOP, expected.shape[1])
+    best, found = expected.argmax(axis=1), actual.argmax(axis=1)
+    fives = [np.sort(np.argsort(-values, axis=1, kind="stable")[:, :top]) for values in (expected, actual)]
+    changed = best != found
+    with np.errstate(invalid="ignore"):
+        near = changed & (expected[rows, best] - expected[rows, found] <= 2 * allowed)
+    return Ranks(float(np.mean((fives[0] == fives[1]).all(axis=1))), int(changed.sum()), int(near.sum()))
+
+
+def _allowed(expected: Array, limit: Limits | Nearness, floor: Error, scale: float) -> npt.NDArray[np.float64]:
+    """How far off a score of each image may be: by its limit, or as part of an angle that the limit allows, spread over the scores."""
+    if isinstance(limit, Limits):
+        return np.full(len(expected), limit.max * floor.max * scale)
+    size = np.sqrt(np.mean(np.square(expected.astype(np.float64)), axis=1))
+    return np.asarray(size * np.sqrt(2 * max(0.0, 1 - limit.cosine)))
 
 
 def judge(
     provider: str, batch_size: int, image_size: tuple[int, int], output: str, error: Error, floor: Error, near: Accuracy,
-    limits: Limits | ReducedLimits, inputs: str = "golden",
+    limit: Limits | Nearness, inputs: str = "golden", order: Ranks | None = None,
 ) -> Check:  # fmt: skip
-    """The verdict on one output: within `limits`, NaN never."""
+    """The verdict on one output: within `limit`, NaN never."""
     rms, largest = error.rms / floor.rms, error.max / floor.max
-    if isinstance(limits, Limits):
-        passed = rms <= limits.rms and largest <= limits.max
+    if isinstance(limit, Limits):
+        passed = rms <= limit.rms and largest <= limit.max
     else:
-        limit = limits[output]
         passed = near.cosine_min >= limit.cosine and (limit.kl is None or (near.kl_max is not None and near.kl_max <= limit.kl))
-    return Check(provider, batch_size, image_size, output, error, rms, largest, near, bool(passed), inputs)
+    return Check(provider, batch_size, image_size, output, error, rms, largest, near, limit, bool(passed), inputs, order)
 
 
 def _finite(value: float) -> float | None:

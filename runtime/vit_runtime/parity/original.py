@@ -16,8 +16,8 @@ from vit_runtime.errors import InputError, MachineError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Error, Manifest
 from vit_runtime.model import Model
-from vit_runtime.parity.judging import BATCH_SIZES, Array, Check, Report, hold
-from vit_runtime.parity.pairs import Pictures, limits_of, run_in_batches
+from vit_runtime.parity.judging import BATCH_SIZES, Array, Check, Report, hold, limits_for
+from vit_runtime.parity.pairs import Pictures, run_in_batches
 
 GROUP = "vit_deploy.originals"
 GOLDEN = 4  # images, unless the file has a record that says otherwise
@@ -48,11 +48,12 @@ def check_original(model: Model, original: Original, batch_sizes: Sequence[int] 
     Golden images at each batch size, `pictures` one by one and in the largest batches.
     Raises: InputError for an original whose outputs have other shapes.
     """
-    manifest, limits, checks = model.manifest, limits_of(model), list[Check]()
+    manifest, checks = model.manifest, list[Check]()
     count = manifest.golden.images if manifest.golden else GOLDEN
     golden = Pictures("golden", golden_images(0, count, *manifest.image_size, manifest.preprocessing.channels))
     for each in (golden, *pictures):
         exact, floors = original(each.images)
+        limits = limits_for(manifest.parity, each.name)
         for batch_size in batch_sizes if each is golden else dict.fromkeys((1, max(batch_sizes))):
             outputs = run_in_batches(model, each.images, batch_size)
             for name, expected in exact.items():
@@ -61,4 +62,4 @@ def check_original(model: Model, original: Original, batch_sizes: Sequence[int] 
                     raise InputError(f"{model.path} has {shapes}; compare it with the checkpoint that it was made from")
             label, scores = f"{model.provider}, against the checkpoint", manifest.class_scores
             checks += hold(label, batch_size, manifest.image_size, exact, outputs, floors, limits, scores, each.name)
-    return Report(limits, tuple(checks))
+    return Report(limits_for(manifest.parity), tuple(checks))

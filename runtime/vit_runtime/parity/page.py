@@ -11,13 +11,12 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Manifest
 from vit_runtime.model import Model, Prediction
 from vit_runtime.parity.judging import Array, Report, scale_of
 from vit_runtime.parity.locate import Location
 from vit_runtime.parity.pairs import run_in_batches
-from vit_runtime.parity.record import reduce_outputs
+from vit_runtime.parity.record import golden_pixels, reduce_outputs
 from vit_runtime.parity.reporting import Result, measured, rows
 
 WORST = 3  # images that are shown of each file and provider
@@ -73,7 +72,7 @@ class Portrait:
 def portrait(model: Model) -> Portrait:
     """Run the golden images one by one and hold each against the record. Raises: ModelError if the file has none."""
     manifest, golden = model.manifest, model.manifest.goldens[0]
-    images = golden_images(golden.seed, golden.images, *golden.image_size, manifest.preprocessing.channels)
+    images = golden_pixels(manifest, golden)
     whole = run_in_batches(model, images, 1)
     outputs = reduce_outputs(whole, golden)
     errors = np.max([_by_image(golden.expected[name], outputs[name]) for name in golden.expected], axis=0)
@@ -110,7 +109,7 @@ def _overview(results: Sequence[Result]) -> str:
     lines = [["file", "on", "verdict", "checks", "worst"]]
     for result in results:
         for report in result.reports:
-            worst, failed = measured(report.worst, report), sum(not check.passed for check in report.checks)
+            worst, failed = measured(report.worst), sum(not check.passed for check in report.checks)
             counts = f"{len(report.checks)}, {failed} failed" if failed else str(len(report.checks))
             lines.append([escape(result.path), escape(report.checks[0].provider), _verdict(report.passed), counts, escape(worst)])
     return _table(lines)

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_runtime.errors import ImageError, InputError, ModelError
-from vit_runtime.golden import golden_images
+from vit_runtime.golden import ALL_EXTREMES, extreme_images
 from vit_runtime.manifest import Golden, Limits, Manifest, ReducedLimits
 from vit_runtime.model import Model
-from vit_runtime.parity.judging import BATCH_SIZES, FLOAT32_LIMITS, Array, Check, Report, between, hold
-from vit_runtime.parity.record import batches, golden_rounds, reduce_outputs
+from vit_runtime.parity.judging import BATCH_SIZES, Array, Check, Report, between, hold, limits_for
+from vit_runtime.parity.record import batches, golden_pixels, golden_rounds, inputs_of, reduce_outputs
 from vit_runtime.preprocess import Preprocessing, normalize, resize_and_crop
 
 MAX_PHOTOS = 256  # of a folder
@@ -36,13 +36,8 @@ class Pictures:
 
 def extremes(manifest: Manifest) -> Pictures:
     """Black, white, one bright pixel, checkers of a patch's size and their negative, and hardly any contrast."""
-    height, width = manifest.image_size
-    patch = int(manifest.model["patch_size"])
-    y, x = np.mgrid[0:height, 0:width]
-    checkers, pixel = ((y // patch + x // patch) % 2 * 255), np.zeros((height, width))
-    pixel[height // 2, width // 2] = 255
-    grey = np.stack([np.zeros((height, width)), np.full((height, width), 255), pixel, checkers, 255 - checkers, 127 + (x + y) % 2])
-    return Pictures("extremes", np.repeat(grey.astype(np.uint8)[..., None], manifest.preprocessing.channels, axis=3))
+    patch, channels = int(manifest.model["patch_size"]), manifest.preprocessing.channels
+    return Pictures("extremes", extreme_images(ALL_EXTREMES, *manifest.image_size, patch, channels))
 
 
 def photographs(paths: Sequence[Path], preprocessing: Preprocessing) -> tuple[Pictures, tuple[ImageError, ...]]:
@@ -73,19 +68,20 @@ def compare(
     """
     if found := differences(a.manifest, b.manifest):
         raise InputError(f"{b.path} and {a.path} are not of one network: {'; '.join(found)}; compare files of the same")
-    limits, label = between(limits_of(a), limits_of(b)), f"{names[1]} against {names[0]}"
-    checks, scores = list[Check](), a.manifest.class_scores
+    label, checks, scores = f"{names[1]} against {names[0]}", list[Check](), a.manifest.class_scores
     for golden, batch_size in golden_rounds(a.manifest, batch_sizes):
-        rows = batches(golden, batch_size)
-        images = golden_images(golden.seed, golden.images, *golden.image_size, a.manifest.preprocessing.channels)
+        if golden is a.manifest.golden_extremes:
+            continue  # those are among the pictures, if they are asked for
+        rows, images, limits = batches(golden, batch_size), golden_pixels(a.manifest, golden), _between(a, b, inputs_of(golden))
         outputs = [_outputs(model, [images[batch] for batch in rows], golden) for model in (a, b)]
         checks += hold(label, batch_size, golden.image_size, outputs[0], outputs[1], golden.floor, limits, scores)
     for each in pictures:
+        limits = _between(a, b, each.name)
         for batch_size in dict.fromkeys((1, max(batch_sizes))):
             golden = _record(a)
             outputs = [_outputs(model, _batches(each.images, batch_size), golden) for model in (a, b)]
             checks += hold(label, batch_size, golden.image_size, outputs[0], outputs[1], golden.floor, limits, scores, each.name)
-    return Report(limits, tuple(checks))
+    return Report(_between(a, b), tuple(checks))
 
 
 def steady(model: Model, pictures: Pictures, batch_size: int) -> Report:
@@ -93,7 +89,7 @@ def steady(model: Model, pictures: Pictures, batch_size: int) -> Report:
 
     Raises: ModelError if the file has no golden record, whose floors are the unit.
     """
-    limits, golden = between(limits_of(model), limits_of(model)), _record(model)
+    limits, golden = _between(model, model, pictures.name), _record(model)
     alone, together = (_outputs(model, _batches(pictures.images, size), golden) for size in (1, batch_size))
     label = f"{model.provider}, together against alone"
     scores = model.manifest.class_scores
@@ -120,9 +116,8 @@ def differences(a: Manifest, b: Manifest) -> list[str]:
     return found
 
 
-def limits_of(model: Model) -> Limits | ReducedLimits:
-    """What the file is held to by itself."""
-    return model.manifest.parity.limits if model.manifest.parity else FLOAT32_LIMITS
+def _between(a: Model, b: Model, inputs: str = "golden") -> Limits | ReducedLimits:
+    return between(limits_for(a.manifest.parity, inputs), limits_for(b.manifest.parity, inputs))
 
 
 def _record(model: Model) -> Golden:

@@ -38,7 +38,7 @@ def junit(results: Sequence[Result]) -> str:
             for check in report.checks:
                 case = ElementTree.SubElement(suite, "testcase", classname=name, name=_where(check), time="0")
                 if not check.passed:
-                    ElementTree.SubElement(case, "failure", message=measured(check, report), type="parity")
+                    ElementTree.SubElement(case, "failure", message=measured(check), type="parity")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -52,9 +52,9 @@ def summary(results: Sequence[Result]) -> str:
         name = _cell(result.path)
         for report in result.reports:
             word, worst = "passed" if report.passed else "**FAILED**", report.worst
-            where = f"{_where(worst)}: {measured(worst, report)}"
+            where = f"{_where(worst)}: {measured(worst)}"
             lines.append(f"| {name} | {report.checks[0].provider} | {word} | {len(report.checks)} | {where} |")
-            failures += [f"{name} on {c.provider}, {_where(c)}: {measured(c, report)}" for c in report.checks if not c.passed]
+            failures += [f"{name} on {c.provider}, {_where(c)}: {measured(c)}" for c in report.checks if not c.passed]
     if failures:
         more = [f"- and {len(failures) - FAILURES} more"] if len(failures) > FAILURES else []
         lines += ["", "Failed:", "", *(f"- {failure}" for failure in failures[:FAILURES]), *more]
@@ -64,13 +64,23 @@ def summary(results: Sequence[Result]) -> str:
 def rows(report: Report) -> list[list[str]]:
     """A report as a table: a head, then a line for each check, its verdict last where it failed."""
     exact, several = isinstance(report.limits, Limits), {check.inputs for check in report.checks} != {"golden"}
-    figures = ["rms error", "in floors", "largest", "in floors"] if exact else ["least cosine", "mean", "same class", "largest KL"]
-    found = [["output", "batch", "size", *(["images"] if several else []), *figures, ""]]
+    classes = ["same class", "same five"] if any(check.ranks for check in report.checks) else []
+    figures = ["rms error", "in floors", "largest", "in floors"] if exact else ["least cosine", "mean", "largest KL"]
+    found = [["output", "batch", "size", *(["images"] if several else []), *figures, *classes, ""]]
     for check in report.checks:
         size = f"{check.image_size[0]}x{check.image_size[1]}"
         where = [check.output, str(check.batch_size), size, *([check.inputs] if several else [])]
-        found.append([*where, *(_floors(check) if exact else _nearness(check)), "" if check.passed else "FAILED"])
+        order = _order(check) if classes else []
+        found.append([*where, *(_floors(check) if exact else _nearness(check)), *order, "" if check.passed else "FAILED"])
     return found
+
+
+def _order(check: Check) -> list[str]:
+    """How many images kept their class on top, and those that did not for a tie's sake; how many kept their first five."""
+    if check.ranks is None or check.accuracy.top1 is None:
+        return ["", ""]
+    ties = f" ({check.ranks.near_ties} near a tie)" if check.ranks.near_ties else ""
+    return [f"{check.accuracy.top1:.0%}{ties}", f"{check.ranks.top5:.0%}"]
 
 
 def _floors(check: Check) -> list[str]:
@@ -79,16 +89,14 @@ def _floors(check: Check) -> list[str]:
 
 def _nearness(check: Check) -> list[str]:
     near = check.accuracy
-    classes = ["" if near.top1 is None else f"{near.top1:.0%}", "" if near.kl_max is None else f"{near.kl_max:.1e}"]
-    return [f"{near.cosine_min:.5f}", f"{near.cosine_mean:.5f}", *classes]
+    return [f"{near.cosine_min:.5f}", f"{near.cosine_mean:.5f}", "" if near.kl_max is None else f"{near.kl_max:.1e}"]
 
 
-def measured(check: Check, report: Report) -> str:
+def measured(check: Check) -> str:
     """What a check measured, and what is allowed."""
-    if isinstance(report.limits, Limits):
-        limits = f"limits {report.limits.rms:g} and {report.limits.max:g}"
-        return f"{check.rms_floors:.2f} floors rms, {check.max_floors:.2f} the largest error; {limits}"
-    near, limit = check.accuracy, report.limits[check.output]
+    near, limit = check.accuracy, check.limit
+    if isinstance(limit, Limits):
+        return f"{check.rms_floors:.2f} floors rms, {check.max_floors:.2f} the largest error; limits {limit.rms:g} and {limit.max:g}"
     divergence = f", KL {near.kl_max:.1e} of {limit.kl:g}" if near.kl_max is not None and limit.kl is not None else ""
     return f"least cosine {near.cosine_min:.5f} of {limit.cosine:g}{divergence}"
 
