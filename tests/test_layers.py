@@ -47,8 +47,8 @@ def test_the_public_names_are_these():
         "Report", "SessionError", "VitError", "check_record", "compare", "load", "read_manifest",
     ]  # fmt: skip
     assert vit_exporter.__all__ == [
-        "Changes", "ExportReport", "ExportSpec", "Source", "VerificationError", "checkpoint_source", "digits_source", "export",
-        "random_source",
+        "Changes", "ExportReport", "ExportSpec", "Source", "TritonRepository", "VerificationError", "checkpoint_source", "digits_source",
+        "export", "random_source", "write_triton",
     ]  # fmt: skip
     assert vit_models.__all__ == [
         "ARCHS", "DEFAULT_ARCH", "DIGITS", "OUTPUT_NAMES", "CheckpointError", "ConfigError", "ModelError", "OptionError", "Options",

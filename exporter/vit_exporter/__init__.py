@@ -9,17 +9,20 @@ if TYPE_CHECKING:
     from vit_exporter.pipeline import ExportReport, export
     from vit_exporter.source import Changes, Source, VerificationError, checkpoint_source, digits_source, random_source
     from vit_exporter.spec import ExportSpec
+    from vit_exporter.triton import TritonRepository, write_triton
 
 __all__ = [
     "Changes",
     "ExportReport",
     "ExportSpec",
     "Source",
+    "TritonRepository",
     "VerificationError",
     "checkpoint_source",
     "digits_source",
     "export",
     "random_source",
+    "write_triton",
 ]
 
 
@@ -27,6 +30,13 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `vit-export --help` runs without torch, and can say that it is missing."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = {"ExportReport": "pipeline", "export": "pipeline", "ExportSpec": "spec"}.get(name, "source")
+    modules = {
+        "ExportReport": "pipeline",
+        "export": "pipeline",
+        "ExportSpec": "spec",
+        "TritonRepository": "triton",
+        "write_triton": "triton",
+    }
+    module = modules.get(name, "source")
     value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return value

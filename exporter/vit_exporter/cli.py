@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit_exporter.options import CheckpointCommand, checkpoint_options, parse_options
+from vit_exporter.triton import check_triton, write_triton
 from vit_runtime.accuracy import Accuracy
 from vit_runtime.cli.common import Console, output_options, table, whole_numbers
 from vit_runtime.errors import InputError, MachineError
@@ -68,7 +69,8 @@ if TYPE_CHECKING:
 )
 @click.option("--verify-passes", is_flag=True, help="Hold the graph against PyTorch after every exact pass too.")
 @click.option("--external-data", is_flag=True, help="Put the weights in a file beside the model; above 2 GB this is always done.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Also add the file to this model repository of Triton.")
+@click.option("--force", is_flag=True, help="Replace an existing file, and with --triton its models.")
 @click.option("--list-archs", is_flag=True, help="List the named architectures and exit.")
 @output_options
 def main(console: Console, list_archs: bool, out: Path | None, arch: str | None, checkpoint: Path | None, **options: Any) -> None:
@@ -89,6 +91,8 @@ def main(console: Console, list_archs: bool, out: Path | None, arch: str | None,
     if checkpoint is None and (given := [option for name, option in about.items() if {**named, **options}[name]]):
         raise InputError(f"got {given[0]} without --checkpoint, which it is about; add one or leave it out")
     labels = _labels(options["labels"])
+    if options["triton"] is not None:
+        check_triton(out, options["triton"], options["force"])
     gc.disable()  # for this short life: looking for garbage among all that torch imports takes a sixth of an export's time
     _need_packages("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors")
     if options["precision"] == "int8-static":
@@ -124,7 +128,7 @@ def main(console: Console, list_archs: bool, out: Path | None, arch: str | None,
     report = export(made, spec, _teller(console))
     for note in report.notes:
         console.warn(note)
-    console.result(report.to_dict(), _summary(report))
+    _result(console, report.to_dict(), _summary(report), out, options)
     return None
 
 
@@ -157,7 +161,19 @@ def _tune(
         f"tables and picture: {', '.join(str(file) for file in files)}",
     ]
     document = {"out": str(out), "winner": winner.candidate.name, "times_faster": winner.score, "machine": dict(report.machine)}
-    console.result({**document, "files": [str(file) for file in files], "rows": to_rows(report)}, "\n".join(lines))
+    _result(console, {**document, "files": [str(file) for file in files], "rows": to_rows(report)}, "\n".join(lines), out, options)
+
+
+def _result(console: Console, document: dict[str, Any], text: str, out: Path, options: Mapping[str, Any]) -> None:
+    """The command's answer, after the file has become a model of Triton where that is asked for."""
+    if options["triton"] is not None:
+        repository = write_triton(out, options["triton"], options["force"])
+        for note in repository.notes:
+            console.warn(note)
+        document = {**document, "triton": repository.to_dict()}
+        models = " and ".join(str(repository.folder / name) for name in repository.models)
+        text += f"\ntriton: {models}, {repository.kind}, batches up to {repository.max_batch_size}"
+    console.result(document, text)
 
 
 @contextmanager
