@@ -41,7 +41,6 @@ __all__ = ["TritonPythonModel"]
 GREY = b"P6 1 1 255\n\x80\x80\x80"
 
 PROVIDERS = {"openvino": "openvino", "cuda": "cuda", "tensorrt": "tensorrt"}  # by target; every other one is for onnxruntime's CPU
-PRECISION_MODES = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "int8-static": "INT8"}  # TensorRT 10 wants them told; 11 reads the file
 
 
 @dataclass(frozen=True)
@@ -252,18 +251,24 @@ def _scheduling(manifest: Manifest, gpus: str = "") -> str:
 
 
 def _accelerators(manifest: Manifest) -> list[str]:
-    """TensorRT inside of onnxruntime, with one engine for all batches; an image of free size has no shapes to build it for beforehand."""
-    if manifest.build.get("target") != "tensorrt":
+    """What onnxruntime's providers for NVIDIA are told.
+
+    CUDA: float32 stays float32, as in the file's record; TF32, the default, keeps 10 bits of the 23. TensorRT: one engine for all batches;
+    an image of free size has no shapes to build it for beforehand. It is told no precision, and so types the network as the file does.
+    """
+    target, parameters = manifest.build.get("target"), dict[str, str]()
+    if target not in ("cuda", "tensorrt"):
         return []
-    parameters = {}
-    if (precision := manifest.build.get("precision")) in PRECISION_MODES:
-        parameters["precision_mode"] = PRECISION_MODES[precision]
-    if manifest.multiple_of is None:
+    if target == "cuda":
+        parameters["use_tf32"] = "0"
+    elif manifest.multiple_of is None:
         image = "x".join(map(str, (manifest.preprocessing.channels, *manifest.image_size)))
         for bound, size in (("min", 1), ("opt", GPU.preferred[0]), ("max", GPU.largest)):
             parameters[f"trt_profile_{bound}_shapes"] = f"{manifest.input_name}:{size}x{image}"
     inner = "".join(f"\n    parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in parameters.items())
-    return [f'optimization {{ execution_accelerators {{\n  gpu_execution_accelerator [ {{\n    name: "tensorrt"{inner}\n  }} ]\n}} }}']
+    return [
+        f"optimization {{ execution_accelerators {{\n  gpu_execution_accelerator [ {{\n    name: {_quoted(target)}{inner}\n  }} ]\n}} }}"
+    ]
 
 
 def _warmup(name: str, value: str, batching: Batching) -> str:

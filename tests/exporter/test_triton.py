@@ -181,21 +181,24 @@ def test_instances_provider_and_batches_follow_from_the_target(tiny_model, tmp_p
         assert config["instance_group"][0]["kind"] == written.kind
         assert config["max_batch_size"] == written.max_batch_size == config["dynamic_batching"]["preferred_batch_size"][-1]
         assert config["model_warmup"][-1]["batch_size"] == written.max_batch_size
-        assert ("optimization" in config) == (target == "tensorrt" and name == "vit")
+        assert ("optimization" in config) == (gpu and name == "vit")
     image = read_config(repository / "vit_image" / "config.pbtxt")
     assert ("gpus" in image["instance_group"][0]) == gpu  # the runtime's session is on the first
     assert image["parameters"]["provider"]["string_value"] == ("cpu" if target == "portable" else target)
 
 
-@pytest.mark.parametrize(
-    ("precision", "mode"), [("fp32", None), ("fp16", "FP16"), ("bf16", "BF16"), ("int8", "INT8"), ("int8-static", "INT8"), ("fp8", None)]
-)
-def test_tensorrt_is_told_the_precision_and_the_batches_of_its_one_engine(tiny_model, tmp_path, repository, precision, mode):
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_is_told_the_batches_of_its_one_engine_and_reads_the_precision_in_the_file(tiny_model, tmp_path, repository, precision):
     write_triton(made_for(tiny_model, tmp_path, "tensorrt", precision), repository)
-    accelerators = read_config(repository / "vit" / "config.pbtxt")["optimization"]["execution_accelerators"]
     profile = {f"trt_profile_{bound}_shapes": f"pixel_values:{n}x3x32x32" for bound, n in (("min", 1), ("opt", 8), ("max", 32))}
-    wanted = {**({"precision_mode": mode} if mode else {}), **profile}
-    assert accelerators == {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": wanted}]}
+    accelerators = read_config(repository / "vit" / "config.pbtxt")["optimization"]["execution_accelerators"]
+    assert accelerators == {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": profile}]}
+
+
+def test_cuda_is_told_to_compute_float32_in_float32(tiny_model, tmp_path, repository):
+    write_triton(made_for(tiny_model, tmp_path, "cuda"), repository)
+    accelerators = read_config(repository / "vit" / "config.pbtxt")["optimization"]["execution_accelerators"]
+    assert accelerators == {"gpu_execution_accelerator": [{"name": "cuda", "parameters": {"use_tf32": "0"}}]}
 
 
 def test_the_same_file_gives_the_same_repository(tiny_model, tmp_path):
