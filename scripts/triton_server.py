@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -161,7 +162,9 @@ def serve(triton: Triton, repository: Path, models: Sequence[str], log: Path) ->
     options.append(f"--backend-config=python,shm-region-prefix-name=vit_{os.getpid()}_{ports[0]}")
     with log.open("w") as file:
         start = time.perf_counter()
-        process = subprocess.Popen(triton.command(repository, *options), stdout=file, stderr=file, env=triton.environment())
+        process = subprocess.Popen(
+            triton.command(repository, *options), stdout=file, stderr=file, env=triton.environment(), preexec_fn=_end_with_parent
+        )
         try:
             http, grpc = (f"127.0.0.1:{port}" for port in ports)
             while not _is_ready(http):
@@ -176,6 +179,11 @@ def serve(triton: Triton, repository: Path, models: Sequence[str], log: Path) ->
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _end_with_parent() -> None:
+    """Linux then sends SIGTERM to this process when its parent dies, by whatever death."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _is_ready(address: str) -> bool:

@@ -70,6 +70,16 @@ def test_both_hold_the_proven_bytes_and_the_disk_holds_them_once(tiny_model, rep
     assert not network.samefile(tiny_model)  # whoever changes that one changes no model
 
 
+def test_a_server_that_runs_as_somebody_else_can_read_it(tiny_model, repository):
+    before = os.umask(0o022)
+    try:
+        write_triton(tiny_model, repository)
+    finally:
+        os.umask(before)
+    for path in (repository, *repository.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
 def test_where_a_disk_has_no_hard_links_there_are_two_copies(tiny_model, repository, monkeypatch):
     def refuse(source, target):
         raise OSError(1, "Operation not permitted")
