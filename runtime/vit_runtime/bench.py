@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vit_runtime.engine_cache import silent
 from vit_runtime.golden import golden_images
+from vit_runtime.gpu_options import GPU_PROVIDERS, NOTHING_ASKED, GpuOptions
 from vit_runtime.memory import peak_memory
 from vit_runtime.model import Model, load
 from vit_runtime.preprocess import normalize
@@ -45,14 +47,24 @@ class Benchmark:
 
 
 def benchmark(
-    path: Path, provider: str, threads: int | None, batch_sizes: Sequence[int], seconds: float, warmup: int, cache_dir: Path | None = None
+    path: Path,
+    provider: str,
+    threads: int | None,
+    batch_sizes: Sequence[int],
+    seconds: float,
+    warmup: int,
+    cache_dir: Path | None = None,
+    gpu: GpuOptions = NOTHING_ASKED,
+    tell: Callable[[str], None] = silent,
 ) -> Benchmark:
     """Load the file and run it on golden images, at least 5 times and for at least `seconds` a batch size, after `warmup` runs.
 
     The network alone is timed: decoding and resizing images is not in it. Raises: the errors of `load` and `Model.run`.
     """
     start = time.perf_counter()
-    model = load(path, provider, threads, cache_dir)
+    if provider in GPU_PROVIDERS:
+        gpu = gpu.reaching(max(batch_sizes))
+    model = load(path, provider, threads, cache_dir, tell=tell, **asdict(gpu))
     load_seconds = time.perf_counter() - start
     timings = tuple(time_model(model, batch_size, seconds, warmup) for batch_size in batch_sizes)
     return Benchmark(str(path), model.provider, model.threads, load_seconds, peak_memory(), timings)

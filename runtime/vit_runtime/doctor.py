@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vit_runtime.nvidia import TENSORRT_WHEEL, find_driver
 from vit_runtime.obstacle import Obstacle
-from vit_runtime.providers import PROVIDERS, TENSORRT_WHEEL, Probe, Status, find_onnxruntime, onnxruntime_wheels, probe
+from vit_runtime.providers import PROVIDERS, Probe, Status, find_onnxruntime, onnxruntime_wheels, probe
 from vit_runtime.threads import cpu_budget
 
 __all__ = ["Diagnosis", "Finding", "Machine", "diagnose"]
@@ -148,18 +149,17 @@ def _tensorrt() -> Iterator[Finding]:
 
 
 def _nvidia(cuda_works: bool) -> Finding:
-    """The driver as the kernel shows it. A container without `--gpus` shows neither file, and neither does Windows, where CUDA may work."""
-    driver = _read("/proc/driver/nvidia/version").partition("\n")[0].removeprefix("NVRM version: ")
-    devices = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    """The driver and its GPUs, as the driver itself tells; what is in its way, where it cannot be asked."""
+    found = find_driver()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    limit = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
-    if driver and devices:
-        return Finding("NVIDIA driver", "ok", f"{' '.join(driver.split())}; {', '.join(devices)}{limit}")
+    limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    if not isinstance(found, Obstacle):
+        release = f"{found.release}, " if found.release else ""
+        detail = f"{release}CUDA {found.cuda[0]}.{found.cuda[1]}; {'; '.join(map(str, found.gpus))}{limit}"
+        return Finding("NVIDIA driver", "ok", detail)
     if cuda_works:
-        return Finding("NVIDIA driver", "ok", f"not shown by the kernel, but CUDA works{limit}")
-    what = "a driver but no device" if driver else "no driver"
-    remedy = "install NVIDIA's driver until `nvidia-smi` lists a GPU (a container needs `--gpus all` as well); not needed for the CPU"
-    return Finding("NVIDIA driver", "missing", f"{what}{limit}", remedy)
+        return Finding("NVIDIA driver", "ok", f"it cannot be asked, but CUDA works{limit}")
+    return Finding("NVIDIA driver", found.status, found.reason, f"{found.remedy}; not needed for the CPU")
 
 
 def _read(path: str) -> str:

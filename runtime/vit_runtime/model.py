@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from vit_runtime.engine_cache import named_folder, silent
 from vit_runtime.errors import InputError, ModelError, SessionError
+from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions, check_options
+from vit_runtime.gpu_session import DeviceBatch, GpuSession, open_gpu
 from vit_runtime.images import ImageInput
 from vit_runtime.manifest import Manifest, read_manifest
+from vit_runtime.nvidia import out_of_memory
 from vit_runtime.obstacle import one_line
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.openvino_engine import Arithmetic
@@ -69,13 +73,60 @@ class Model:
         self.provider, self.threads = provider, threads
         self._session, self._process = session, os.getpid()
 
-    def run(self, pixel_values: Floats) -> dict[str, npt.NDArray[Any]]:
+    def run(self, pixel_values: Floats | DeviceBatch) -> dict[str, npt.NDArray[Any]]:
         """Every output of the file, by name, for pixel values that are ready for the network.
 
-        pixel_values float32 (B, C, H, W), finite; H and W as in the manifest, or multiples of its `multiple_of` where it has one.
-        Raises: InputError for another dtype or shape, NaN or Inf; SessionError after a fork, or if the provider fails; ModelError if an
-        output has another shape than the file says.
+        pixel_values float32 (B, C, H, W), finite; H and W as in the manifest, or multiples of its `multiple_of` where it has one. Or a
+        batch that `to_device` has put on the GPU.
+        Raises: InputError for another dtype or shape, NaN or Inf, or a batch above max_batch; SessionError after a fork, or if the provider
+        fails; ModelError if an output has another shape than the file says.
         """
+        if not isinstance(pixel_values, DeviceBatch):
+            self._check(pixel_values)
+        elif isinstance(self._session, GpuSession):
+            self._session.check(pixel_values)
+        else:
+            raise InputError(f"got a batch on a GPU for provider {self.provider!r}, expected a numpy array of float32")
+        if os.getpid() != self._process:
+            raise SessionError(
+                "this model was loaded before the process forked, and its threads stayed behind; call vit_runtime.load in the child"
+            )
+        names = [output.name for output in self.manifest.outputs]
+        try:
+            values = self._session.run(names, {self.manifest.input_name: pixel_values})
+        except Exception as error:
+            if self.provider in GPU_PROVIDERS and out_of_memory(error):
+                raise SessionError(_no_memory(self.provider, len(pixel_values), error)) from error
+            raise SessionError(
+                f"{self.provider} failed on a batch of {len(pixel_values)}: {one_line(error)}; try a smaller batch"
+            ) from error
+        for output, value in zip(self.manifest.outputs, values, strict=True):
+            shape = (len(pixel_values), *output.shape[1:])
+            if not _fits(value.shape, shape):
+                raise ModelError(f"{self.path} gave {output.name} of shape {value.shape}, its manifest says {shape}; export it again")
+        return dict(zip(names, values, strict=True))
+
+    def empty(self, batch: int) -> Floats:
+        """Room for a batch at the file's own size, float32 (batch, C, H, W), values unset: fill it and `run` it.
+
+        On a GPU it is page-locked memory, from which the GPU fetches without a copy in between.
+        """
+        if isinstance(self._session, GpuSession):
+            return self._session.empty(batch)
+        return np.empty((batch, self.manifest.preprocessing.channels, *self.manifest.image_size), np.float32)
+
+    def to_device(self, pixel_values: Floats) -> DeviceBatch:
+        """Copy a batch to the GPU, where it stays as long as the result is held: for running it more than once, without cuda_graph.
+
+        Raises: InputError as `run`, and for a provider without a GPU.
+        """
+        self._check(pixel_values)
+        if not isinstance(self._session, GpuSession):
+            raise InputError(f"got a batch to put on a GPU for provider {self.provider!r}, expected 'cuda' or 'tensorrt'")
+        return self._session.to_device(pixel_values)
+
+    def _check(self, pixel_values: Any) -> None:
+        """Raises: InputError for what the network cannot take."""
         if not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32:
             got = pixel_values.dtype if isinstance(pixel_values, np.ndarray) else type(pixel_values).__name__
             raise InputError(f"got pixel values of {got}, expected a numpy array of float32; use .astype(np.float32)")
@@ -86,33 +137,20 @@ class Model:
             raise InputError(f"got pixel values of shape {pixel_values.shape}, expected {wanted}; `predict` resizes images")
         if not np.isfinite(pixel_values).all():
             raise InputError("got pixel values with NaN or Inf in them, expected finite numbers; check how they were prepared")
-        if os.getpid() != self._process:
-            raise SessionError(
-                "this model was loaded before the process forked, and its threads stayed behind; call vit_runtime.load in the child"
-            )
-        names = [output.name for output in self.manifest.outputs]
-        try:
-            values = self._session.run(names, {self.manifest.input_name: pixel_values})
-        except Exception as error:
-            raise SessionError(
-                f"{self.provider} failed on a batch of {len(pixel_values)}: {one_line(error)}; try a smaller batch"
-            ) from error
-        for output, value in zip(self.manifest.outputs, values, strict=True):
-            shape = (len(pixel_values), *output.shape[1:])
-            if not _fits(value.shape, shape):
-                raise ModelError(f"{self.path} gave {output.name} of shape {value.shape}, its manifest says {shape}; export it again")
-        return dict(zip(names, values, strict=True))
+        if isinstance(self._session, GpuSession):
+            self._session.check(pixel_values)
 
     @overload
-    def predict(self, images: ImageInput, batch_size: int = ...) -> Prediction: ...
+    def predict(self, images: ImageInput, batch_size: int | None = ...) -> Prediction: ...
     @overload
-    def predict(self, images: list[Image] | tuple[Image, ...], batch_size: int = ...) -> list[Prediction]: ...
+    def predict(self, images: list[Image] | tuple[Image, ...], batch_size: int | None = ...) -> list[Prediction]: ...
     @overload
-    def predict(self, images: Iterator[Image], batch_size: int = ...) -> Iterator[Prediction]: ...
-    def predict(self, images: Any, batch_size: int = BATCH_SIZE) -> Any:
+    def predict(self, images: Iterator[Image], batch_size: int | None = ...) -> Iterator[Prediction]: ...
+    def predict(self, images: Any, batch_size: int | None = None) -> Any:
         """Classify images: one gives a Prediction, a list a list, an iterator an iterator that reads on as it is read.
 
-        An image is a path, encoded bytes, a PIL image, or an array uint8 (H, W, 3) in RGB.
+        An image is a path, encoded bytes, a PIL image, or an array uint8 (H, W, 3) in RGB. `batch_size` of them go through the network
+        together: 8, or max_batch if that is less.
         Raises: ImageError, InputError (also where the file has no classes: no logits, or a head that projects, as CLIP's).
         """
         if self.manifest.class_scores is None:
@@ -120,12 +158,12 @@ class Model:
         return self._apply(images, batch_size, lambda batch: [Prediction(row, self.manifest.labels) for row in self.run(batch)["logits"]])
 
     @overload
-    def embed(self, images: ImageInput, batch_size: int = ...) -> Floats: ...
+    def embed(self, images: ImageInput, batch_size: int | None = ...) -> Floats: ...
     @overload
-    def embed(self, images: list[Image] | tuple[Image, ...], batch_size: int = ...) -> list[Floats]: ...
+    def embed(self, images: list[Image] | tuple[Image, ...], batch_size: int | None = ...) -> list[Floats]: ...
     @overload
-    def embed(self, images: Iterator[Image], batch_size: int = ...) -> Iterator[Floats]: ...
-    def embed(self, images: Any, batch_size: int = BATCH_SIZE) -> Any:
+    def embed(self, images: Iterator[Image], batch_size: int | None = ...) -> Iterator[Floats]: ...
+    def embed(self, images: Any, batch_size: int | None = None) -> Any:
         """The representation of images, float32 (D,) each; takes and gives one, a list or an iterator, as `predict` does.
 
         It is the output "embedding", the head's input. Where the head projects into a space that images and texts share (CLIP, SigLIP of
@@ -139,13 +177,21 @@ class Model:
 
     def placement(self) -> tuple[NodePlacement, ...]:
         """Where each node of the graph runs. Raises: MachineError before onnxruntime 1.24, which does not tell."""
-        return node_placement(self._session)
+        return node_placement(self._session.session if isinstance(self._session, GpuSession) else self._session)
+
+    @property
+    def device(self) -> dict[str, str]:
+        """The GPU, as an option of onnxruntime; empty without one."""
+        return {"device_id": str(self._session.options.device)} if isinstance(self._session, GpuSession) else {}
 
     def _takes(self, shape: tuple[int, ...]) -> bool:
         multiple = self.manifest.multiple_of or 1
         return _fits(shape, self.manifest.input_shape) and 0 not in shape and not any(side % multiple for side in shape[2:])
 
-    def _apply(self, images: Any, batch_size: int, network: Any) -> Any:
+    def _apply(self, images: Any, batch_size: int | None, network: Any) -> Any:
+        if batch_size is None:
+            most = self._session.max_batch if isinstance(self._session, GpuSession) else None
+            batch_size = min(BATCH_SIZE, most or BATCH_SIZE)
         if batch_size < 1:
             raise InputError(f"got batch size {batch_size}, expected at least 1")
         if isinstance(images, Iterator):
@@ -156,7 +202,7 @@ class Model:
 
     def _stream(self, images: Iterator[ImageInput], batch_size: int, network: Any) -> Iterator[Any]:
         while batch := list(islice(images, batch_size)):
-            yield from network(pixel_values(batch, self.manifest.preprocessing))
+            yield from network(pixel_values(batch, self.manifest.preprocessing, self.empty))
 
 
 def no_classes(manifest: Manifest, instead: str) -> str:
@@ -174,6 +220,13 @@ def no_features(manifest: Manifest, verb: str) -> str:
     return f"has outputs {names} and no embedding to {verb}; export it with --outputs embedding"
 
 
+def _no_memory(provider: str, batch: int, error: Exception) -> str:
+    """That a GPU's memory ran out while it ran, and what to do."""
+    smaller = f"run at most {batch // 2} images together, " if batch > 1 else ""
+    free = "free what `nvidia-smi` shows in use, or export in half precision"
+    return f"{provider} ran out of memory on a batch of {batch} ({one_line(error)}); {smaller}{free}"
+
+
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     """Whether a shape has the sizes that are numbers in `wanted`, and as many as it."""
     return len(shape) == len(wanted) and all(isinstance(size, str) or size == found for found, size in zip(shape, wanted, strict=True))
@@ -184,17 +237,37 @@ def load(
     provider: str = "auto",
     threads: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    device_id: int | None = None,
+    max_batch: int | None = None,
+    cuda_graph: bool = False,
+    stream: int | None = None,
+    tell: Callable[[str], None] = silent,
 ) -> Model:
     """Load an exported file.
 
     `provider` is "cpu", "openvino", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here.
-    `threads` of a CPU; by default the physical cores that this process may use. `cache_dir` is a folder in which OpenVINO keeps what it
-    compiled, for a faster start the next time.
+    `threads` of a CPU; by default the physical cores that this process may use. `cache_dir` is a folder in which OpenVINO and TensorRT keep
+    what they compiled; without it the one that the environment variable VIT_DEPLOY_CACHE names; without that OpenVINO keeps nothing, and
+    TensorRT, which builds for minutes, uses the system's folder for caches.
+
+    For "cuda" and "tensorrt" only: `device_id`, by default 0; `max_batch`, the largest batch that `run` takes, for which TensorRT builds
+    and tunes its engine (8 by default); `cuda_graph` to launch the network as a whole, recorded while it is loaded, with batches filled up
+    to recorded sizes; `stream`, the address of a CUDA stream to run on. `tell` hears what takes long.
     Raises: ModelError, ProviderError, MachineError, InputError.
     """
-    file_path = Path(path)
+    file_path, folder = Path(path), Path(cache_dir) if cache_dir is not None else None
+    options = GpuOptions(device_id, max_batch, cuda_graph, stream)
+    check_options(provider, options, cache_dir)
     manifest, file = read_manifest(file_path)
-    wanted, folder = manifest.execution, Path(cache_dir) if cache_dir is not None else None
-    arithmetic = Arithmetic(wanted.bf16, wanted.int8_group)
-    session, chosen = create_session(file_path, provider, threads, made_for=wanted.provider, arithmetic=arithmetic, cache_dir=folder)
+    wanted, session, chosen = manifest.execution, None, provider
+    if provider not in GPU_PROVIDERS:
+        arithmetic = Arithmetic(wanted.bf16, wanted.int8_group)
+        session, chosen = create_session(
+            file_path, provider, threads, made_for=wanted.provider, arithmetic=arithmetic, cache_dir=named_folder(folder)
+        )
+    if chosen == "cuda" and session is not None:  # which "auto" has taken
+        session = GpuSession(session, chosen, manifest, file, options)
+    if session is None:
+        session = open_gpu(file_path, manifest, file, provider, threads, options, folder, tell)
     return Model(file_path, manifest, file, session, chosen, threads or physical_cores())

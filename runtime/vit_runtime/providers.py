@@ -11,7 +11,6 @@ name, because it builds an engine for minutes. Nothing here ever imports torch o
 """
 
 import contextlib
-import ctypes
 import difflib
 import importlib
 import importlib.util
@@ -24,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -33,7 +32,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vit_runtime import nvidia
 from vit_runtime.errors import InputError, MachineError, ModelError, ProviderError
+from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions, cuda_options
 from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.openvino_engine import FLOAT32, REINSTALL, Arithmetic, OpenVinoSession, find_openvino
 from vit_runtime.threads import physical_cores
@@ -53,6 +54,7 @@ __all__ = [
     "node_placement",
     "placement",
     "probe",
+    "require",
 ]
 
 Status = Literal["ok", "missing", "broken"]
@@ -78,7 +80,6 @@ PROVIDERS = {
     )
 }
 AUTO = ("cuda", "cpu")  # what `auto` takes, best first; before the last what the file was made for
-TENSORRT_WHEEL = "tensorrt-cu13>=10.13.2,<11"  # onnxruntime-gpu is linked against TensorRT 10; `pip install tensorrt` brings 11
 MAX_THREADS = 1024  # onnxruntime's workers spin while they wait: with 5,000 of them a session is not even created within a minute
 PROBE_TIMEOUT_S = 120
 
@@ -200,7 +201,7 @@ def find_provider(name: str) -> Provider:
     raise InputError(f"got provider {name!r}, expected one of auto, {', '.join(PROVIDERS)}{hint}")
 
 
-def _obstacle(ort: Any, provider: Provider) -> Obstacle | None:
+def _obstacle(ort: Any, provider: Provider, device_id: int = 0) -> Obstacle | None:
     """What `provider` evidently lacks here, found without a line from onnxruntime. Loads the libraries that it will need."""
     if provider.ort_name not in ort.get_available_providers():
         wheels = onnxruntime_wheels()
@@ -215,74 +216,11 @@ def _obstacle(ort: Any, provider: Provider) -> Obstacle | None:
     if sys.platform == "win32":
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
-        return None
-    found = [*_driver_obstacles(ort), *_library_obstacles(ort, provider)]
+    found = list(nvidia.obstacles(ort, provider.name == "tensorrt", device_id))
     if not found:
         return None
     status: Literal["missing", "broken"] = "broken" if any(obstacle.status == "broken" for obstacle in found) else "missing"
     return Obstacle(status, ", and ".join(obstacle.reason for obstacle in found), "; then ".join(obstacle.remedy for obstacle in found))
-
-
-def _cuda_version(ort: Any) -> tuple[int, int]:
-    """The CUDA release that this onnxruntime was built for; (0, 0) where it does not say."""
-    numbers = re.findall(r"\d+", str(getattr(ort, "cuda_version", "")))
-    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
-
-
-def _driver_obstacles(ort: Any) -> Iterator[Obstacle]:
-    """Ask NVIDIA's driver itself, through its C interface, for its version and for a device."""
-    install = "install NVIDIA's driver until `nvidia-smi` lists a GPU (a container needs `--gpus all` as well)"
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        yield Obstacle("missing", f"there is no NVIDIA driver ({str(error).removesuffix(': No such file or directory')})", install)
-        return
-    number = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(number)) != 0 or number.value == 0:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is None:
-            yield Obstacle("missing", "the NVIDIA driver finds no GPU", install)
-        else:
-            yield Obstacle("missing", f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU visible", "unset it, or name a GPU in it")
-        return
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    offered, needed = (number.value // 1000, number.value % 1000 // 10), _cuda_version(ort)
-    if offered[0] < needed[0]:  # within a major release, minor versions are compatible
-        reason = f"the NVIDIA driver offers CUDA {offered[0]}.{offered[1]}, onnxruntime {ort.__version__} needs CUDA {needed[0]}"
-        yield Obstacle("missing", reason, "update NVIDIA's driver")
-
-
-def _library_obstacles(ort: Any, provider: Provider) -> Iterator[Obstacle]:
-    """Load what onnxruntime links against: first from the wheels that pip installs, which the loader does not search, then from the system.
-
-    A library that is loaded once is found again by its name, so this also takes the place of `onnxruntime.preload_dlls()`, which prints
-    to stdout and leaves TensorRT out.
-    """
-    major = _cuda_version(ort)[0]
-    if major == 0:
-        return
-    _unloadable([f"libnvrtc.so.{major}"])  # cuDNN uses it where it is there
-    cuda = [f"{name}.so.{major}" for name in ("libcudart", "libcublasLt", "libcublas")]  # each after the ones it needs itself
-    missing = _unloadable([*cuda, "libcurand.so.10", "libcudnn.so.9"])
-    if missing:
-        yield Obstacle("missing", f"CUDA libraries are missing: {', '.join(missing)}", 'run: pip install "vit-deploy[gpu]"')
-    if provider.name == "tensorrt":
-        missing = _unloadable(["libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10"])
-        if missing:
-            yield Obstacle("missing", f"TensorRT 10 libraries are missing: {', '.join(missing)}", f'run: pip install "{TENSORRT_WHEEL}"')
-
-
-def _unloadable(names: list[str]) -> list[str]:
-    """Those of the libraries that cannot be loaded."""
-    missing = []
-    for name in names:
-        patterns = (f"nvidia/*/lib/{name}", f"tensorrt_libs/{name}")
-        paths = [str(path) for entry in sys.path for pattern in patterns for path in Path(entry).glob(pattern)]
-        try:
-            ctypes.CDLL((paths or [name])[0])
-        except OSError:
-            missing.append(name)
-    return missing
 
 
 # --- probing ----------------------------------------------------------------------------------------------------------------------------
@@ -436,7 +374,7 @@ def create_session(
             two), else OpenVINO where it works and the file is `made_for` it, else the CPU. "auto" never takes TensorRT, whose engine
             takes minutes to build. Below TensorRT, CUDA takes the nodes that TensorRT cannot; `placement` tells.
         threads: for the work inside one node; by default the physical cores that this process may use. Nodes run one after another.
-        provider_options: onnxruntime's own options for "cuda" or "tensorrt", such as {"device_id": "1"}.
+        provider_options: onnxruntime's own options for "cuda" or "tensorrt", such as gpu_options.py makes; without any, GPU 0 in float32.
         arithmetic: what the file allows OpenVINO to compute in.
         cache_dir: where OpenVINO keeps what it compiled, for a faster start the next time; nowhere without. The folder is made; one that
             cannot be written to, and what is damaged in it, is passed over.
@@ -458,11 +396,12 @@ def create_session(
     chosen = chosen or _best(made_for)
     if chosen.name == "openvino":
         return _open_openvino(path, threads or physical_cores(), arithmetic, cache_dir), chosen.name
-    ort = load_onnxruntime()
-    if found := _obstacle(ort, chosen):
-        raise ProviderError(f"provider {chosen.name!r} does not run here: {found}")
+    options = dict(provider_options or {})
+    if chosen.name == "cuda":
+        options = options or cuda_options(GpuOptions())
+    ort = require(chosen.name, int(options.get("device_id", 0)))
     try:
-        session = _open(ort, path, chosen, threads or physical_cores(), provider_options or {})
+        session = _open(ort, path, chosen, threads or physical_cores(), options)
     except _AddProviderError as error:
         asked = probe(chosen.name)  # its reason is better: onnxruntime tells its own in its log only
         reason, remedy = (error, "check provider_options") if asked.works else (asked.reason, asked.remedy)
@@ -473,6 +412,17 @@ def create_session(
     if first != chosen.ort_name:
         raise ProviderError(f"asked for {chosen.ort_name}, got a session on {first}; run `vit-doctor`")
     return session, chosen.name
+
+
+def require(name: str, device_id: int = 0) -> Any:
+    """The onnxruntime module, with all loaded that the provider needs.
+
+    Raises: MachineError without a whole onnxruntime; ProviderError for what the provider evidently lacks, before any file is looked at.
+    """
+    ort = load_onnxruntime()
+    if found := _obstacle(ort, find_provider(name), device_id):
+        raise ProviderError(f"provider {name!r} does not run here: {found}")
+    return ort
 
 
 def _best(made_for: str) -> Provider:
@@ -529,8 +479,8 @@ def _open(ort: Any, model: str | bytes, provider: Provider, threads: int, option
     try:
         settings.add_provider(provider.ort_name, dict(options))
         if provider.name == "tensorrt":
-            same_device = {"device_id": options["device_id"]} if "device_id" in options else {}
-            settings.add_provider(PROVIDERS["cuda"].ort_name, same_device)
+            shared = {name: options[name] for name in ("device_id", "user_compute_stream") if name in options}
+            settings.add_provider(PROVIDERS["cuda"].ort_name, {**cuda_options(GpuOptions()), **shared})
     except Exception as error:
         raise _AddProviderError(one_line(error)) from error
     return ort.InferenceSession(model, settings, enable_fallback=0)
@@ -538,6 +488,9 @@ def _open(ort: Any, model: str | bytes, provider: Provider, threads: int, option
 
 def _blame(ort: Any, path: str, provider: Provider, error: Exception) -> ModelError | ProviderError:
     """Whose fault it is that a session could not be made: the file's if the CPU cannot load it either, else the provider's."""
+    if provider.name in GPU_PROVIDERS and nvidia.out_of_memory(error):
+        remedy = "free what `nvidia-smi` shows in use, take a smaller max_batch, or a file in half precision"
+        return ProviderError(f"{path}: the GPU has not enough free memory to load it on {provider.name} ({one_line(error)}); {remedy}")
     if provider.name != "cpu":
         try:
             _open(ort, path, PROVIDERS["cpu"], threads=1, options={})

@@ -11,7 +11,7 @@ from helpers import QUICK, copied, failed, inputs, one_line, run
 from onnx import numpy_helper
 
 import vit_runtime as vit
-from vit_runtime.errors import MachineError
+from vit_runtime.errors import InputError, MachineError
 from vit_runtime.model import Model
 from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.providers import create_session
@@ -112,6 +112,16 @@ def test_the_commands_keep_what_was_compiled_in_the_folder_that_they_are_given(
     assert message.startswith(f"the cache folder {photo / 'below'} cannot be made (")
 
 
-def test_another_provider_needs_no_cache(tiny_openvino_fp32: Path, tmp_path: Path):
-    assert vit.load(tiny_openvino_fp32, "cpu", cache_dir=tmp_path / "cache").provider == "cpu"
-    assert not (tmp_path / "cache").exists()
+def test_the_variable_names_the_folder_where_the_argument_does_not(
+    tiny_openvino_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VIT_DEPLOY_CACHE", str(tmp_path / "variable"))
+    vit.load(tiny_openvino_fp32, "openvino", threads=2, cache_dir=tmp_path / "argument")
+    assert not (tmp_path / "variable").exists()
+    vit.load(tiny_openvino_fp32, "openvino", threads=2)
+    assert entries(tmp_path / "variable")
+
+
+def test_a_provider_that_compiles_nothing_refuses_a_cache(tiny_openvino_fp32: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="expected it with 'openvino' or 'tensorrt', which compile"):
+        vit.load(tiny_openvino_fp32, "cpu", cache_dir=tmp_path / "cache")

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from vit_runtime.bench import benchmark
-from vit_runtime.cli.common import Command, Console, output_options, table, whole_numbers
+from vit_runtime.cli.common import Command, Console, cache_option, gpu_arguments, output_options, table, whole_numbers
 from vit_runtime.errors import InputError
+from vit_runtime.gpu_options import GpuOptions
 from vit_runtime.memory import megabytes
 
 
@@ -18,9 +19,8 @@ from vit_runtime.memory import megabytes
 @click.option("--provider", default="auto", show_default=True, help="cpu, openvino, cuda, tensorrt, or auto: the best that works here.")
 @click.option("--batch-sizes", default="1,8", show_default=True, help="The batch sizes to time.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
-@click.option(
-    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where OpenVINO keeps what it compiled, for a faster start."
-)
+@cache_option
+@gpu_arguments
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0), help="How long to time each batch size, at least.")
 @click.option("--warmup", default=3, show_default=True, type=click.IntRange(0), help="Runs before the timing.")
 @click.option(
@@ -34,6 +34,7 @@ def main(
     batch_sizes: str,
     threads: int | None,
     cache_dir: Path | None,
+    gpu: GpuOptions,
     seconds: float,
     warmup: int,
     max_p50_ms: float | None,
@@ -47,7 +48,7 @@ def main(
         if value is not None and not math.isfinite(value):  # nothing is slower than NaN
             raise InputError(f"got {option} {value}, expected a finite number")
     console.progress(f"about {seconds * len(sizes):.0f} s ...")
-    result = benchmark(model, provider, threads, sizes, seconds, warmup, cache_dir)
+    result = benchmark(model, provider, threads, sizes, seconds, warmup, cache_dir, gpu, console.progress)
     slow = max_p50_ms is not None and result.timings[0].p50_ms > max_p50_ms
     rows = [["batch", "runs", "p50 ms", "p95 ms", "p99 ms", "images/s"]]
     rows += [

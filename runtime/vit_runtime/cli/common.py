@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from vit_runtime.errors import InputError, MachineError, VitError
+from vit_runtime.gpu_options import GpuOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -91,6 +92,30 @@ def output_options(function: F) -> F:
     quietly = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, and with --json the document.")
     as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else there.")
     return cast(F, as_json(quietly(wrapped)))
+
+
+def gpu_arguments(function: F) -> F:
+    """Add --device-id, --max-batch and --cuda-graph, handed over as `gpu`."""
+
+    @functools.wraps(function)
+    def wrapped(*, device_id: int | None, max_batch: int | None, cuda_graph: bool, **options: Any) -> Any:
+        return function(gpu=GpuOptions(device_id, max_batch, cuda_graph), **options)
+
+    device = click.option("--device-id", type=click.IntRange(0), help="Which GPU; by default 0.")
+    largest = click.option(
+        "--max-batch",
+        type=click.IntRange(1),
+        help="The largest batch that a GPU's model takes; by default 8, or the largest asked for. TensorRT's engine is built for it.",
+    )
+    graph = click.option("--cuda-graph", is_flag=True, help="Launch the network on the GPU as a whole, as a CUDA graph.")
+    return cast(F, device(largest(graph(wrapped))))
+
+
+cache_option = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where OpenVINO and TensorRT keep what they compiled, in place of what VIT_DEPLOY_CACHE names.",
+)
 
 
 def shown(path: object) -> str:

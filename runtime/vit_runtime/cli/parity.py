@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from vit_runtime.bench import time_model
-from vit_runtime.cli.common import Command, Console, check_place, output_options, table, whole_numbers, write_whole
+from vit_runtime.cli.common import Command, Console, check_place, gpu_arguments, output_options, table, whole_numbers, write_whole
 from vit_runtime.errors import ImageError, InputError
+from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions, check_options
 from vit_runtime.images import find_images
 from vit_runtime.manifest import Limits, ReducedLimits
 from vit_runtime.model import Model, load
@@ -59,6 +60,7 @@ from vit_runtime.threads import processor
     "--locate", "asked", is_flag=True, help="Where two that are compared do not agree, name the part of the network where they part."
 )
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
+@gpu_arguments
 @click.option("--max-floors", metavar="RMS,LARGEST", help="Limits of float32 files in floors, in place of their own, such as 2,8.")
 @click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Limit of files in reduced precision, in place of their own.")
 @click.option("--max-kl", type=click.FloatRange(0), help="The same for the divergence of probabilities, in nats.")
@@ -91,6 +93,7 @@ def main(
     images: tuple[str, ...],
     asked: bool,
     threads: int | None,
+    gpu: GpuOptions,
     max_floors: str | None,
     min_cosine: float | None,
     max_kl: float | None,
@@ -113,6 +116,8 @@ def main(
     names, sizes = providers.split(","), whole_numbers(batch_sizes, "--batch-sizes")
     if len(set(names)) < len(names):
         raise InputError(f"got --providers {providers!r}, expected each provider once; one alone is checked against the record")
+    if not set(names) & set(GPU_PROVIDERS):
+        check_options(providers, gpu)
     check_place("--baseline", baseline)
     check_place("--junit", junit_file)
     check_place("--summary", summary_file)
@@ -128,7 +133,8 @@ def main(
 
     def open_one(path: Path, name: str) -> Model:
         console.progress(f"{path}: {name}")
-        model = load(path, name, threads)
+        asked_of = asdict(gpu.reaching(max(sizes))) if name in GPU_PROVIDERS else {}
+        model = load(path, name, threads, tell=console.progress, **asked_of)
         if asked:
             check_inside(model)
         if model.manifest.parity is not None:

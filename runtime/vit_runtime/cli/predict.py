@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.cli.common import Command, Console, check_place, output_options, shown, writing
+from vit_runtime.cli.common import Command, Console, cache_option, check_place, gpu_arguments, output_options, shown, writing
 from vit_runtime.errors import ImageError, InputError
+from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions
 from vit_runtime.images import find_images
 from vit_runtime.model import BATCH_SIZE, Model, Prediction, load, no_classes, no_features
 from vit_runtime.preprocess import preprocess
@@ -26,9 +28,8 @@ from vit_runtime.preprocess import preprocess
 @click.option("--topk", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name for each image.")
 @click.option("--batch-size", default=BATCH_SIZE, show_default=True, type=click.IntRange(1), help="Images that go through together.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
-@click.option(
-    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where OpenVINO keeps what it compiled, for a faster start."
-)
+@cache_option
+@gpu_arguments
 @click.option(
     "--embeddings",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -43,7 +44,7 @@ from vit_runtime.preprocess import preprocess
 @output_options
 def main(
     console: Console, model: str, images: tuple[str, ...], provider: str, topk: int, batch_size: int, threads: int | None,
-    cache_dir: Path | None, embeddings: Path | None, csv_file: Path | None,
+    cache_dir: Path | None, gpu: GpuOptions, embeddings: Path | None, csv_file: Path | None,
 ) -> None:  # fmt: skip
     """Classify images (files, folders, globs) with an exported file, prepared as its manifest says.
 
@@ -56,7 +57,9 @@ def main(
     check_place("--embeddings", embeddings)
     check_place("--csv", csv_file)
     paths = find_images(images)
-    loaded = load(model, provider, threads, cache_dir)
+    if provider in GPU_PROVIDERS:
+        gpu = gpu.reaching(batch_size)
+    loaded = load(model, provider, threads, cache_dir, tell=console.progress, **asdict(gpu))
     scores, features = loaded.manifest.class_scores, loaded.manifest.features
     if embeddings is not None and features is None:
         raise InputError(f"{model} {no_features(loaded.manifest, 'write')}")

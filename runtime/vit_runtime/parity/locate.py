@@ -143,7 +143,7 @@ def _values(model: Model, names: list[str]) -> dict[str, Array]:
         path = Path(folder, "tapped.onnx")
         path.write_bytes(with_outputs(model.path, [name for name in names if name not in already]))
         arithmetic = Arithmetic(manifest.execution.bf16, manifest.execution.int8_group)
-        session, _ = create_session(path, model.provider, model.threads, arithmetic=arithmetic)
+        session, _ = create_session(path, model.provider, model.threads, model.device, arithmetic=arithmetic)
         values = session.run(names, {manifest.input_name: normalize(images, manifest.preprocessing)})
     return {name: value for name, value in zip(names, values, strict=True) if np.issubdtype(value.dtype, np.floating)}
 

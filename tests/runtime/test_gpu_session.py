@@ -1,0 +1,276 @@
+"""Batches, buffers and recordings of a GPU's session, run by onnxruntime where it allocates on the CPU; nothing but the device differs."""
+
+import ctypes
+import gc
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers import inputs
+
+import vit_runtime as vit
+from vit_runtime.errors import InputError
+from vit_runtime.gpu_options import NOTHING_ASKED, GpuOptions
+from vit_runtime.gpu_session import KEPT_BLOCKS, GpuSession, PageLocked, open_gpu
+from vit_runtime.manifest import read_manifest
+from vit_runtime.model import Model
+from vit_runtime.providers import create_session
+
+# float32 sums in another order at another batch size: a few units in the last place of numbers around 1.
+SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def on_cpu(path: Path, provider: str = "cuda", options: GpuOptions = NOTHING_ASKED) -> Model:
+    """The file as a GPU's provider would run it, on the CPU."""
+    manifest, file = read_manifest(path)
+    session, _ = create_session(path, "cpu", threads=2)
+    return Model(path, manifest, file, GpuSession(session, provider, manifest, file, options, device="cpu"), provider, 2)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path) -> Model:
+    return on_cpu(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_model: Path) -> Model:
+    return on_cpu(tiny_model, options=GpuOptions(cuda_graph=True, max_batch=6))
+
+
+# --- batches
+
+
+def test_a_batch_from_the_cpu_runs_as_ever(plain: Model, honest: Model):
+    for name, values in honest.run(inputs(3)).items():
+        np.testing.assert_allclose(plain.run(inputs(3))[name], values, **SAME_BUT_FOR_ORDER)
+
+
+def test_a_batch_on_the_device_gives_the_same_as_often_as_it_is_run(plain: Model):
+    expected = plain.run(inputs(3))
+    batch = plain.to_device(inputs(3))
+    assert (len(batch), batch.shape) == (3, (3, 3, 32, 32))
+    for _ in range(2):
+        for name, values in plain.run(batch).items():
+            np.testing.assert_array_equal(values, expected[name])
+
+
+def test_a_batch_is_checked_before_it_is_put_on_the_device(plain: Model):
+    with pytest.raises(InputError, match="expected a numpy array of float32"):
+        plain.to_device(inputs(1).astype(np.float64))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="NaN or Inf"):
+        plain.to_device(np.full((1, 3, 32, 32), np.nan, np.float32))
+
+
+def test_without_a_gpu_there_is_no_device_to_put_a_batch_on(honest: Model, plain: Model):
+    with pytest.raises(InputError, match="got a batch to put on a GPU for provider 'cpu'"):
+        honest.to_device(inputs(1))
+    with pytest.raises(InputError, match="got a batch on a GPU for provider 'cpu'"):
+        honest.run(plain.to_device(inputs(1)))
+
+
+@pytest.mark.parametrize("model", ["honest", "plain", "recorded"])
+def test_a_batch_can_be_written_in_place_and_run(model: str, request: pytest.FixtureRequest):
+    loaded: Model = request.getfixturevalue(model)
+    batch = loaded.empty(3)
+    assert (batch.shape, batch.dtype, batch.flags.c_contiguous) == ((3, 3, 32, 32), np.float32, True)
+    batch[:] = inputs(3)
+    np.testing.assert_allclose(loaded.run(batch)["logits"], loaded.run(inputs(3))["logits"], **SAME_BUT_FOR_ORDER)
+
+
+def test_the_placement_is_the_sessions(plain: Model, honest: Model):
+    assert plain.placement() == honest.placement()
+
+
+# --- the largest batch
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "largest"),
+    [
+        ("cuda", GpuOptions(), None),
+        ("cuda", GpuOptions(max_batch=3), 3),
+        ("cuda", GpuOptions(cuda_graph=True), 8),
+        ("tensorrt", GpuOptions(), 8),
+        ("tensorrt", GpuOptions(max_batch=12), 12),
+    ],
+)
+def test_a_batch_beyond_the_largest_is_refused_before_it_runs(provider: str, options: GpuOptions, largest: int | None, tiny_model: Path):
+    model = on_cpu(tiny_model, provider, options)
+    if largest is None:
+        assert len(model.run(inputs(40))["logits"]) == 40
+        return
+    assert len(model.run(inputs(largest))["logits"]) == largest
+    with pytest.raises(
+        InputError, match=f"got a batch of {largest + 1}, expected at most {largest}; load the model with a larger max_batch"
+    ):
+        model.run(inputs(largest + 1))
+
+
+def test_predicting_many_images_keeps_to_it(tiny_model: Path, honest: Model):
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8))
+    model = on_cpu(tiny_model, options=GpuOptions(max_batch=2))
+    expected = [prediction.top(1)[0].name for prediction in honest.predict(images)]
+    assert [prediction.top(1)[0].name for prediction in model.predict(images)] == expected
+    with pytest.raises(InputError, match="got a batch of 3, expected at most 2"):
+        model.predict(images, batch_size=3)
+
+
+# --- recordings
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 6])
+def test_a_recording_gives_what_a_plain_run_gives_at_every_batch_size(recorded: Model, honest: Model, batch: int):
+    """3 and 5 are filled up to 4 and 6, with what an earlier batch left there."""
+    recorded.run(inputs(6, seed=1))
+    found = recorded.run(inputs(batch))
+    for name, values in honest.run(inputs(batch)).items():
+        assert found[name].shape == values.shape
+        np.testing.assert_allclose(found[name], values, **SAME_BUT_FOR_ORDER)
+
+
+def test_results_are_the_callers_own(recorded: Model):
+    """The next run writes into the same buffers."""
+    first = recorded.run(inputs(2))
+    copies = {name: values.copy() for name, values in first.items()}
+    recorded.run(inputs(2, seed=9))
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, copies[name])
+
+
+def test_threads_that_share_recordings_get_their_own_answers(recorded: Model):
+    expected = {seed: recorded.run(inputs(2, seed))["logits"] for seed in range(4)}
+    wrong = list[int]()
+
+    def work(seed: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(recorded.run(inputs(2, seed))["logits"], expected[seed]):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_tensorrt_has_one_recording_that_every_batch_is_filled_up_to(tiny_model: Path, honest: Model):
+    model = on_cpu(tiny_model, "tensorrt", GpuOptions(cuda_graph=True, max_batch=3))
+    np.testing.assert_allclose(model.run(inputs(1))["logits"], honest.run(inputs(1))["logits"], **SAME_BUT_FOR_ORDER)
+
+
+def test_a_recording_reads_no_batch_of_the_callers(recorded: Model):
+    with pytest.raises(InputError, match="got a batch on the GPU for a model with cuda_graph, expected a numpy array"):
+        recorded.run(recorded.to_device(inputs(1)))
+
+
+def test_a_file_of_several_sizes_is_not_recorded(tiny_model: Path):
+    manifest, file = read_manifest(tiny_model)
+    with pytest.raises(InputError, match="takes images of several sizes, and a CUDA graph has one; load it without cuda_graph"):
+        open_gpu(tiny_model, replace(manifest, multiple_of=8), file, "cuda", None, GpuOptions(cuda_graph=True))
+
+
+# --- sizes
+
+
+def test_sizes_that_the_engine_was_not_built_for_are_refused(tiny_model: Path):
+    manifest, file = read_manifest(tiny_model)
+    assert manifest.golden is not None
+    wide = replace(manifest, multiple_of=8, golden_sizes=(replace(manifest.golden, image_size=(64, 32)),))
+    session = GpuSession(create_session(tiny_model, "cpu")[0], "tensorrt", wide, file, GpuOptions(), device="cpu")
+    session.check(np.zeros((1, 3, 64, 32), np.float32))
+    for size in ((72, 32), (64, 40), (24, 32)):
+        with pytest.raises(InputError, match="the TensorRT engine takes 32 x 32 to 64 x 32"):
+            session.check(np.zeros((1, 3, *size), np.float32))
+
+
+# --- memory
+
+
+class Runtime:
+    """The three functions of the CUDA runtime that are used, on the C library's memory."""
+
+    def __init__(self) -> None:
+        self.held = set[int]()
+        self.answer = 0
+        self._c = ctypes.CDLL(None)
+        self._c.malloc.restype, self._c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        self._c.free.argtypes = [ctypes.c_void_p]
+
+    def cudaSetDevice(self, device: int) -> int:  # noqa: N802 (CUDA's name)
+        return 0
+
+    def cudaHostAlloc(self, address: "ctypes._Pointer[ctypes.c_void_p]", size: ctypes.c_size_t, flags: int) -> int:  # noqa: N802
+        if self.answer == 0:
+            ctypes.cast(address, ctypes.POINTER(ctypes.c_void_p))[0] = self._c.malloc(size.value)
+            self.held.add(ctypes.cast(address, ctypes.POINTER(ctypes.c_void_p))[0])
+        return self.answer
+
+    def cudaFreeHost(self, address: ctypes.c_void_p) -> int:  # noqa: N802
+        self.held.remove(address.value or 0)
+        self._c.free(address)
+        return 0
+
+
+def test_a_block_serves_the_next_array_when_nobody_holds_the_first():
+    runtime = Runtime()
+    memory = PageLocked(runtime, 0)
+    first = memory.empty((2, 3, 4))
+    first[:] = 7
+    address = first.ctypes.data
+    part = first[1:]
+    del first
+    gc.collect()
+    assert memory.empty((2, 3, 4)).ctypes.data != address  # a part of it is still held
+    assert (part == 7).all()
+    del part
+    gc.collect()
+    assert memory.empty((2, 3, 4)).ctypes.data == address
+    assert len(runtime.held) == 2
+
+
+def test_of_blocks_that_nobody_uses_a_few_are_kept():
+    runtime = Runtime()
+    memory = PageLocked(runtime, 0)
+    arrays = [memory.empty((8,)) for _ in range(KEPT_BLOCKS + 3)]
+    assert len(runtime.held) == KEPT_BLOCKS + 3
+    del arrays
+    gc.collect()
+    assert len(runtime.held) == KEPT_BLOCKS
+
+
+def test_without_page_locked_memory_arrays_are_ordinary_ones():
+    full = Runtime()
+    full.answer = 2  # out of memory
+    for memory in (PageLocked(None, 0), PageLocked(full, 0)):
+        array = memory.empty((2, 2))
+        array[:] = 1
+        assert array.sum() == 4
+
+
+# --- what goes wrong
+
+
+class OutOfMemory:
+    """A session that fails as onnxruntime does when a GPU is full, which takes a GPU to see."""
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running MatMul node. "
+            "Failed to allocate memory for requested buffer of size 4831838208"
+        )
+
+
+@pytest.mark.parametrize(("batch", "advice"), [(4, "; run at most 2 images together, free what"), (1, "; free what `nvidia-smi` shows")])
+def test_a_gpu_that_runs_out_of_memory_is_one_line_with_the_batch_and_what_to_do(tiny_model: Path, batch: int, advice: str):
+    manifest, file = read_manifest(tiny_model)
+    model = Model(tiny_model, manifest, file, OutOfMemory(), "cuda", 1)
+    with pytest.raises(vit.SessionError) as caught:
+        model.run(inputs(batch))
+    message = str(caught.value)
+    assert message.startswith(f"cuda ran out of memory on a batch of {batch} (")
+    assert advice in message
+    assert "\n" not in message

@@ -1,0 +1,286 @@
+"""What is told of a machine whose NVIDIA driver, GPUs, libraries or wheels are not as they should be: one line for each.
+
+The driver is a stand-in, written in C against the interface of the real one, and the libraries are files of the real ones' names.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vit_runtime
+from vit_runtime import nvidia
+
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or sys.platform != "linux", reason="without a C compiler on Linux there is no stand-in of the driver"
+)
+
+DRIVER = r"""
+#include <stdlib.h>
+#include <string.h>
+static int told(const char *name, int otherwise) { const char *text = getenv(name); return text ? atoi(text) : otherwise; }
+int cuInit(unsigned flags) { return told("FAKE_INIT", 0); }
+int cuDeviceGetCount(int *count) { *count = told("FAKE_GPUS", 1); return 0; }
+int cuDriverGetVersion(int *version) { *version = told("FAKE_CUDA", 13000); return 0; }
+int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Stand-in", length); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)8 << 30; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  int capability = told("FAKE_CAPABILITY", 89);
+  *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 0;
+  return 0;
+}
+int getInferLibVersion(void) { return 101401; }
+"""
+CUDA = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
+TENSORRT = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+ONNXRUNTIME = """
+__version__, cuda_version = "1.31.1", "13.0"
+class InferenceSession:
+    get_provider_graph_assignment_info = None
+def get_available_providers():
+    return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+"""
+ASK = """
+import json, sys
+from vit_runtime.errors import MachineError
+from vit_runtime.providers import require
+name, device = json.loads(sys.argv[1])
+try:
+    require(name, device)
+except MachineError as error:
+    print(type(error).__name__, error.exit_code, error)
+"""
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.c").write_text(DRIVER)
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", folder / "driver.so", folder / "driver.c"], check=True)
+    return folder / "driver.so"
+
+
+class Machine:
+    """Folders with the libraries and the packages of a machine on which all is as it should be, for tests to spoil."""
+
+    def __init__(self, folder: Path, library: Path) -> None:
+        self.libraries, self.site = folder / "lib", folder / "site-packages"
+        self.libraries.mkdir()
+        for name in ("libcuda.so.1", *CUDA, *TENSORRT):
+            shutil.copy(library, self.libraries / name)
+        (self.site / "onnxruntime").mkdir(parents=True)
+        (self.site / "onnxruntime" / "__init__.py").write_text(ONNXRUNTIME)
+        for package, home in (("vit_runtime", next(iter(vit_runtime.__path__))), ("numpy", Path(np.__file__).parent)):
+            (self.site / package).symlink_to(Path(home).resolve())
+        libs = Path(np.__file__).parents[1] / "numpy.libs"
+        if libs.is_dir():
+            (self.site / "numpy.libs").symlink_to(libs)
+        self.wheel("onnxruntime-gpu", "1.31.1", "onnxruntime")
+
+    def wheel(self, name: str, version: str, top_level: str = "nvidia") -> None:
+        """The record that pip leaves."""
+        info = self.site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "top_level.txt").write_text(f"{top_level}\n")
+
+    def python(self, code: str, *arguments: str, **environment: str) -> str:
+        code = f"import sys; sys.path.append({str(self.site)!r})\n{code}"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("CUDA", "LD_"))}
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code, *arguments],
+            env={**clean, "LD_LIBRARY_PATH": str(self.libraries), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.rstrip("\n")
+
+    def refusal(self, provider: str = "cuda", device_id: int = 0, **environment: str) -> str:
+        """What the provider is refused for, after its name; "" where nothing is in its way."""
+        answer = self.python(ASK, json.dumps([provider, device_id]), **environment)
+        assert "\n" not in answer
+        return answer.removeprefix(f"ProviderError 4 provider {provider!r} does not run here: ")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, library: Path) -> Machine:
+    return Machine(tmp_path, library)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_where_all_is_there_nothing_is_in_the_way(machine: Machine, provider: str):
+    assert machine.refusal(provider) == ""
+
+
+def test_the_driver_tells_its_gpus(machine: Machine):
+    code = "from vit_runtime.nvidia import find_driver\nfound = find_driver(); print(found.cuda); print(*found.gpus, sep='\\n')"
+    gpu = "Stand-in, compute capability 8.9, 8192 MiB"
+    assert machine.python(code, FAKE_GPUS="2").split("\n") == ["(13, 0)", f"0: {gpu}", f"1: {gpu}"]
+
+
+def test_the_version_of_tensorrt_is_the_librarys_own(machine: Machine):
+    assert machine.python("from vit_runtime.nvidia import tensorrt_version; print(tensorrt_version())") == "10.14.1"
+    (machine.libraries / "libnvinfer.so.10").unlink()
+    assert machine.python("from vit_runtime.nvidia import tensorrt_version; print(repr(tensorrt_version()))") == "''"
+
+
+# --- the driver
+
+
+def test_without_a_driver_the_line_says_so(machine: Machine):
+    (machine.libraries / "libcuda.so.1").unlink()
+    assert machine.refusal().startswith("there is no NVIDIA driver (libcuda.so.1: cannot open shared object file); install NVIDIA's driver")
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("34", "libcuda.so.1 is the stub of the CUDA toolkit, not the driver's; take the toolkit's stubs folder out"),
+        ("803", "libcuda.so.1 and NVIDIA's kernel module are of different releases; reboot"),
+        ("999", "NVIDIA's driver does not start (cuInit: unknown error); see what `dmesg` says of NVRM"),
+        ("100", "the NVIDIA driver finds no GPU; install NVIDIA's driver until `nvidia-smi` lists a GPU"),
+    ],
+)
+def test_a_driver_that_does_not_start_says_why(machine: Machine, code: str, line: str):
+    assert machine.refusal(FAKE_INIT=code).startswith(line)
+
+
+def test_a_driver_too_old_for_this_cuda_is_named_with_both_releases(machine: Machine):
+    line = "the NVIDIA driver offers CUDA 12.8, onnxruntime 1.31.1 needs CUDA 13; update NVIDIA's driver"
+    assert machine.refusal(FAKE_CUDA="12080") == line
+
+
+@pytest.mark.parametrize("answer", [{"FAKE_INIT": "100"}, {"FAKE_GPUS": "0"}])
+@pytest.mark.parametrize("hidden", ["", "-1", "7"])
+def test_a_variable_that_hides_all_gpus_is_named(machine: Machine, hidden: str, answer: dict[str, str]):
+    line = f"CUDA_VISIBLE_DEVICES={hidden!r} leaves no GPU visible; unset it, or name a GPU in it"
+    assert machine.refusal(CUDA_VISIBLE_DEVICES=hidden, **answer) == line
+
+
+# --- the GPU
+
+
+def test_a_gpu_that_is_not_there_is_answered_with_those_that_are(machine: Machine):
+    line = "got device_id 2, but the GPUs here are 0: Stand-in, compute capability 8.9, 8192 MiB; give one of these numbers"
+    assert machine.refusal(device_id=2) == line
+    assert machine.refusal(device_id=1, FAKE_GPUS="2") == ""
+
+
+def test_a_gpu_older_than_the_kernels_is_told_before_they_fail_on_it(machine: Machine):
+    line = "GPU 0 (Stand-in) has compute capability 6.1, the kernels of onnxruntime 1.31.1 start at 7.5; take a newer GPU"
+    assert machine.refusal(FAKE_CAPABILITY="61").startswith(line)
+    assert machine.refusal(FAKE_CAPABILITY="75") == ""
+
+
+# --- libraries
+
+
+def test_missing_libraries_are_named_with_the_extra_that_brings_them(machine: Machine):
+    for name in ("libcublas.so.13", "libcudnn.so.9"):
+        (machine.libraries / name).unlink()
+    line = 'CUDA libraries are missing: libcublas.so.13, libcudnn.so.9; run: pip install "vit-deploy[gpu]"'
+    assert machine.refusal() == line
+
+
+def test_wheels_of_another_cuda_explain_what_is_missing(machine: Machine):
+    (machine.libraries / "libcublas.so.13").unlink()
+    machine.wheel("nvidia-cublas-cu12", "12.8.4.1")
+    assert machine.refusal().startswith(
+        "CUDA libraries are missing: libcublas.so.13 (the installed nvidia-cublas-cu12 is not for CUDA 13); run: pip install"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"no library at all, " * 99])
+def test_a_library_that_does_not_load_is_broken_and_not_missing(machine: Machine, content: bytes):
+    (machine.libraries / "libcublas.so.13").write_bytes(content)
+    message = machine.refusal()
+    assert message.startswith("CUDA libraries do not load: libcublas.so.13 (")
+    assert message.endswith('; run: pip install --force-reinstall "vit-deploy[gpu]"')
+
+
+def test_a_library_in_a_wheel_comes_before_the_systems(machine: Machine):
+    shutil.move(machine.libraries / "libcudnn.so.9", machine.libraries / "elsewhere")
+    (machine.site / "nvidia" / "cudnn" / "lib").mkdir(parents=True)
+    shutil.move(machine.libraries / "elsewhere", machine.site / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9")
+    assert machine.refusal() == ""
+
+
+def test_without_tensorrt_only_tensorrt_is_refused(machine: Machine):
+    for name in TENSORRT:
+        (machine.libraries / name).unlink()
+    assert machine.refusal("cuda") == ""
+    assert (
+        machine.refusal("tensorrt")
+        == f'TensorRT 10 libraries are missing: {", ".join(TENSORRT)}; run: pip install "{nvidia.TENSORRT_WHEEL}"'
+    )
+
+
+def test_several_obstacles_are_one_line(machine: Machine):
+    (machine.libraries / "libcuda.so.1").unlink()
+    (machine.libraries / "libcublas.so.13").unlink()
+    message = machine.refusal()
+    assert "there is no NVIDIA driver" in message
+    assert ", and CUDA libraries are missing: libcublas.so.13; install NVIDIA's driver" in message
+    assert message.endswith('; then run: pip install "vit-deploy[gpu]"')
+
+
+# --- wheels
+
+
+def test_cudnn_for_two_cudas_at_once_is_a_conflict_with_the_command_that_ends_it(machine: Machine):
+    machine.wheel("nvidia-cudnn-cu12", "9.10.2.21")
+    machine.wheel("nvidia-cudnn-cu13", "9.28.1.4")
+    assert machine.refusal() == (
+        "nvidia-cudnn-cu12 9.10.2.21 and nvidia-cudnn-cu13 9.28.1.4 are installed at once and overwrite each other's files; "
+        "onnxruntime-gpu needs CUDA 13's; run: pip uninstall -y nvidia-cudnn-cu12 nvidia-cudnn-cu13 && pip install nvidia-cudnn-cu13"
+    )
+
+
+def test_cudnn_for_another_cuda_alone_is_refused_though_its_library_has_the_right_name(machine: Machine):
+    machine.wheel("nvidia-cudnn-cu12", "9.10.2.21")
+    assert machine.refusal().startswith(
+        "nvidia-cudnn-cu12 9.10.2.21 is not for CUDA 13; onnxruntime-gpu needs CUDA 13's; run: pip uninstall"
+    )
+
+
+def test_tensorrt_for_another_cuda_is_no_matter_of_cudas(machine: Machine):
+    machine.wheel("tensorrt-cu12", "10.9.0.34", "tensorrt")
+    assert machine.refusal("cuda") == ""
+    assert machine.refusal("tensorrt").startswith("tensorrt-cu12 10.9.0.34 is not for CUDA 13")
+
+
+def test_the_right_wheels_and_cudas_own_of_two_releases_get_along(machine: Machine):
+    for name, version in (("nvidia-cudnn-cu13", "9.28.1.4"), ("nvidia-cublas", "13.10.0"), ("nvidia-cublas-cu12", "12.8.4.1")):
+        machine.wheel(name, version)
+    assert machine.refusal() == ""
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=cuda_allocator.cc",
+        "Failed to allocate memory for requested buffer of size 4831838208",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUDNN failure 4002: CUDNN_STATUS_ALLOC_FAILED",
+        "[virtualMemoryBuffer.cpp::resizePhysical::154] Error Code 2: OutOfMemory (Requested size was 805306368 bytes.)",
+        "std::bad_alloc",
+    ],
+)
+def test_memory_that_ran_out_is_recognised_in_the_words_of_each_library(text: str):
+    assert nvidia.out_of_memory(RuntimeError(text))
+
+
+def test_other_failures_are_not_taken_for_it():
+    assert not nvidia.out_of_memory(RuntimeError("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not nvidia.out_of_memory(RuntimeError("CUDA failure 209: no kernel image is available for execution on the device"))
