@@ -1,0 +1,107 @@
+"""vit-cache: what is kept, compiled ahead, and removed."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from helpers import document_of, failed
+
+import vit_runtime as vit
+from vit_runtime.cli.cache import main
+from vit_runtime.engine_cache import EngineCache, key_id
+from vit_runtime.providers import probe
+
+GPU = "NVIDIA L4, compute capability 8.9"
+
+
+def run(*arguments: object) -> Result:
+    """The command in this process. An exception that is not an exit is a traceback to users, so it ends the test."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="vit-cache")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two engines, the second used last, and a model that OpenVINO compiled long ago."""
+    folder = tmp_path / "cache"
+    for number in (1, 2):
+        key = {"file": str(number), "GPU": GPU}
+
+        def build(engine: Path, times: Path) -> None:
+            (engine / "vit.engine").write_bytes(bytes(1_000_000))
+
+        EngineCache(folder).open(key, {}, f"vit{number}.onnx", build, lambda engine: None)
+        for path in (folder / "tensorrt" / key_id(key)).iterdir():
+            os.utime(path, (1_700_000_000 + number,) * 2)
+    (folder / "42.blob").write_bytes(bytes(500_000))
+    os.utime(folder / "42.blob", (1_600_000_000,) * 2)
+    return folder
+
+
+def test_the_list_names_model_gpu_size_and_state_the_last_used_first(folder: Path):
+    lines = run("list", "--cache-dir", folder).stdout.split("\n")
+    assert lines[0] == f"{folder}, 3 MB"
+    assert [line.split()[:2] for line in lines[2:4]] == [["engine", "vit2.onnx"], ["engine", "vit1.onnx"]]
+    assert all(GPU in line and "1 MB" in line and line.endswith("ok") for line in lines[2:4])
+    assert lines[4].split()[0] == "openvino"
+
+
+def test_the_list_is_one_document_with_json(folder: Path):
+    document = document_of(run("list", "--json", "--cache-dir", folder))
+    assert [entry["model"] for entry in document["entries"]] == ["vit2.onnx", "vit1.onnx", ""]
+    assert document["entries"][0]["key"] == {"file": "2", "GPU": GPU}
+    assert document["entries"][0]["used"] == "2023-11-14T22:13:22Z"
+    assert document["bytes"] == sum(entry["bytes"] for entry in document["entries"])
+
+
+def test_an_empty_cache_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VIT_DEPLOY_CACHE", str(tmp_path / "none"))
+    assert run("list").stdout == f"nothing is kept in {tmp_path / 'none'}\n"
+    assert not (tmp_path / "none").exists()
+
+
+def test_pruning_leaves_what_was_used_last(folder: Path):
+    document = document_of(run("prune", "--max-gb", "0.0011", "--json", "--cache-dir", folder))
+    assert Path(document["removed"][0]["path"]).name == "42.blob"
+    assert [entry["model"] for entry in document["removed"]][1:] == ["vit1.onnx"]
+    assert [entry["model"] for entry in document["entries"]] == ["vit2.onnx"]
+    assert run("prune", "--max-gb", "0", "--cache-dir", folder).stdout == f"removed 1 of 1, 1 MB; 0 MB stay in {folder}\n"
+
+
+def test_warming_for_tensorrt_without_it_says_what_the_doctor_says(tiny_model: Path, tmp_path: Path):
+    answer = probe("tensorrt")
+    if answer.works:
+        pytest.skip("TensorRT works here")
+    message = failed(run("warm", tiny_model, "--cache-dir", tmp_path), 4)
+    assert message == f"provider 'tensorrt' does not run here: {answer.reason}; {answer.remedy}"
+
+
+def test_warming_for_openvino_compiles_into_the_folder_that_is_named(
+    tiny_openvino_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("openvino")
+    monkeypatch.delenv("VIT_DEPLOY_CACHE", raising=False)
+    arguments = ["warm", tiny_openvino_fp32, "--provider", "openvino"]
+    assert "use --cache-dir" in failed(run(*arguments), 2)
+    document = document_of(run(*arguments, "--cache-dir", tmp_path / "cache", "--json"))
+    assert (document["warmed"][0]["model"], document["warmed"][0]["provider"]) == (str(tiny_openvino_fp32), "openvino")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    vit.load(tiny_openvino_fp32, "openvino", cache_dir=tmp_path / "cache")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+    assert [entry.kind for entry in EngineCache(tmp_path / "cache").entries()] == ["openvino"] * len(kept)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda", "auto"])
+def test_only_what_compiles_can_be_warmed(provider: str, tiny_model: Path):
+    message = failed(run("warm", tiny_model, "--provider", provider), 2)
+    assert message == f"got provider {provider!r}, expected tensorrt or openvino, which compile"
+
+
+@pytest.mark.parametrize("command", [(), ("list",), ("warm",), ("prune",)])
+def test_help_has_an_example(command: tuple[str, ...]):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Example: vit-cache" in result.stdout
