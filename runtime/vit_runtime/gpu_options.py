@@ -119,11 +119,11 @@ def image_sizes(manifest: Manifest) -> tuple[tuple[int, int], tuple[int, int], t
     return (min(heights), min(widths)), manifest.image_size, (max(heights), max(widths))
 
 
-def engine_key(options: Mapping[str, str], file_digest: str, versions: Mapping[str, str]) -> dict[str, str]:
+def engine_key(options: Mapping[str, str], name: str, file_digest: str, versions: Mapping[str, str]) -> dict[str, str]:
     """Everything that makes an engine stale. `versions` names onnxruntime, TensorRT, the driver and the GPU; which of equal GPUs runs it,
-    on which stream, and whether its launch is recorded, does not matter."""
+    on which stream, and whether its launch is recorded, does not matter. The file's `name` does: onnxruntime names the engine after it."""
     kept = {name: value for name, value in options.items() if name not in ("device_id", "user_compute_stream", "trt_cuda_graph_enable")}
-    return {"file": file_digest, **versions, **kept}
+    return {"name": name, "file": file_digest, **versions, **kept}
 
 
 def timing_key(versions: Mapping[str, str]) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _open_tensorrt(
         return create_session(path, "tensorrt", threads, {**given, **cache_options(str(folder), str(times) if times else None)})[0]
 
     cache = EngineCache(named_folder(cache_dir) or default_folder())
-    return cache.open(engine_key(given, digest, versions), timing_key(versions), path.name, session, session, tell)
+    return cache.open(engine_key(given, path.name, digest, versions), timing_key(versions), path.name, session, session, tell)
 
 
 class GpuSession:
@@ -203,7 +203,7 @@ class PageLocked:
     def __init__(self, runtime: Any, device: int) -> None:
         self._runtime, self._device = runtime, device
         self._free = dict[int, list[int]]()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an array can be collected, and give its block back, in the middle of this
 
     def empty(self, shape: tuple[int, ...]) -> Floats:
         """An array whose values nobody has set."""

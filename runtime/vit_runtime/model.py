@@ -97,9 +97,8 @@ class Model:
         except Exception as error:
             if self.provider in GPU_PROVIDERS and out_of_memory(error):
                 raise SessionError(_no_memory(self.provider, len(pixel_values), error)) from error
-            raise SessionError(
-                f"{self.provider} failed on a batch of {len(pixel_values)}: {one_line(error)}; try a smaller batch"
-            ) from error
+            remedy = "ask `vit-doctor`" if self.provider in GPU_PROVIDERS else "try a smaller batch"
+            raise SessionError(f"{self.provider} failed on a batch of {len(pixel_values)}: {one_line(error)}; {remedy}") from error
         for output, value in zip(self.manifest.outputs, values, strict=True):
             shape = (len(pixel_values), *output.shape[1:])
             if not _fits(value.shape, shape):

@@ -24,7 +24,9 @@ class Obstacle:
 
 
 def one_line(error: object) -> str:
-    """A foreign error's text without codes and source positions, on one line of at most 240 characters."""
+    """A foreign error's text without codes and source positions, on one line of at most 240 characters; of a CUDA library, what it says."""
+    if (failure := re.search(r"\b(?:CUDA|CUBLAS|CUDNN|CUFFT|CURAND) failure \d+: [^;]+", str(error))) is not None:
+        return textwrap.shorten(failure[0].strip(), 240, placeholder=" ...")
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)(?: const)? ", "", str(error))
     text = re.sub(r"(?:Exception from |Check '[^']*' failed at )?src/\S+:\d+:\s*", "", text)  # OpenVINO's
     return textwrap.shorten(text.strip().rstrip("."), 240, placeholder=" ...") or type(error).__name__

@@ -148,8 +148,10 @@ def test_a_build_gets_both_caches_and_a_reuse_the_engine_alone():
 # --- what an engine is kept for
 
 
-def key(tiny_manifest: Manifest, options: GpuOptions = NOTHING_ASKED, digest: str = "d", **versions: str) -> dict[str, str]:
-    return engine_key(tensorrt_options(options, tiny_manifest), digest, {**VERSIONS, **versions})
+def key(
+    tiny_manifest: Manifest, options: GpuOptions = NOTHING_ASKED, name: str = "vit.onnx", digest: str = "d", **versions: str
+) -> dict[str, str]:
+    return engine_key(tensorrt_options(options, tiny_manifest), name, digest, {**VERSIONS, **versions})
 
 
 @pytest.mark.parametrize("name", VERSIONS)
@@ -159,6 +161,7 @@ def test_another_version_of_anything_is_another_key(name: str, tiny_manifest: Ma
 
 def test_another_file_or_profile_is_another_key(tiny_manifest: Manifest):
     assert key(tiny_manifest, digest="another") != key(tiny_manifest)
+    assert key(tiny_manifest, name="another.onnx") != key(tiny_manifest)
     assert key(tiny_manifest, GpuOptions(max_batch=4)) != key(tiny_manifest)
 
 
