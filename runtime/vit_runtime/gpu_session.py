@@ -6,6 +6,7 @@ import ctypes
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +23,14 @@ from vit_runtime.gpu_options import GpuOptions, buckets, cache_options, cuda_opt
 from vit_runtime.manifest import Manifest
 from vit_runtime.obstacle import Obstacle
 from vit_runtime.onnx_file import OnnxFile
-from vit_runtime.providers import create_session, require
+from vit_runtime.providers import NodePlacement, create_session, node_placement, require
 
 Floats = npt.NDArray[np.float32]
+# What onnxruntime keeps on the CPU by itself, because it makes shapes out of shapes.
+SHAPES = frozenset((
+    "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range", "Reshape", "Shape",
+    "Slice", "Squeeze", "Unsqueeze", "Where",
+))  # fmt: skip
 PORTABLE = 1  # cudaHostAlloc: page-locked for every GPU
 KEPT_BLOCKS = 4  # of page-locked memory that nobody uses, of one size
 
@@ -52,16 +58,33 @@ def open_gpu(
 ) -> GpuSession:
     """The file on "cuda" or "tensorrt"; `options` as `check_options` lets them through.
 
-    Raises: InputError for CUDA graphs of a file that takes several sizes; the errors of `create_session`; MachineError for a cache folder
-    that cannot be used.
+    Raises: InputError for CUDA graphs of a file that takes several sizes; ModelError for a file that TensorRT has no layers for;
+    ProviderError for one that would run on the CPU in part; the errors of `create_session`; MachineError for a cache folder that cannot be
+    used.
     """
+    if provider == "tensorrt" and (foreign := foreign_ops(file.op_counts)):
+        reason = f"TensorRT has no layer for its {', '.join(foreign)}"
+        raise ModelError(f"{path} is made for another engine: {reason}; export it with --target tensorrt, or use provider 'cuda'")
     if options.cuda_graph and manifest.multiple_of is not None:
         raise InputError(f"{path} takes images of several sizes, and a CUDA graph has one; load it without cuda_graph")
     if provider == "cuda":
         session, _ = create_session(path, "cuda", threads, cuda_options(options))
     else:
         session = _open_tensorrt(path, manifest, file, threads, options, cache_dir, tell)
+    if left := left_to_cpu(node_placement(session)):
+        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {provider}")
     return GpuSession(session, provider, manifest, file, options)
+
+
+def foreign_ops(op_counts: Mapping[str, int]) -> list[str]:
+    """Those of a graph's ops that belong to onnxruntime, or quantise as the network runs; TensorRT has layers for neither."""
+    return sorted(op for op in op_counts if op.startswith("com.microsoft.") or op in ("DynamicQuantizeLinear", "MatMulInteger"))
+
+
+def left_to_cpu(nodes: Sequence[NodePlacement]) -> str:
+    """The ops, with their numbers, that a GPU's session computes on the CPU; "" for none. Those that compute shapes belong there."""
+    counts = Counter(node.op_type for node in nodes if node.provider == "cpu" and node.op_type not in SHAPES)
+    return ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
 
 
 def _open_tensorrt(

@@ -12,12 +12,12 @@ import pytest
 from helpers import inputs
 
 import vit_runtime as vit
-from vit_runtime.errors import InputError
+from vit_runtime.errors import InputError, ModelError
 from vit_runtime.gpu_options import NOTHING_ASKED, GpuOptions
-from vit_runtime.gpu_session import KEPT_BLOCKS, GpuSession, PageLocked, open_gpu
+from vit_runtime.gpu_session import KEPT_BLOCKS, GpuSession, PageLocked, foreign_ops, left_to_cpu, open_gpu
 from vit_runtime.manifest import read_manifest
 from vit_runtime.model import Model
-from vit_runtime.providers import create_session
+from vit_runtime.providers import NodePlacement, create_session
 
 # float32 sums in another order at another batch size: a few units in the last place of numbers around 1.
 SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
@@ -173,6 +173,33 @@ def test_a_file_of_several_sizes_is_not_recorded(tiny_model: Path):
         open_gpu(tiny_model, replace(manifest, multiple_of=8), file, "cuda", None, GpuOptions(cuda_graph=True))
 
 
+# --- files for other engines
+
+
+def test_a_file_for_another_engine_is_refused_by_tensorrt_before_anything_is_built(tiny_int8: Path):
+    with pytest.raises(ModelError) as caught:
+        vit.load(tiny_int8, "tensorrt")
+    message = str(caught.value)
+    assert message.startswith(f"{tiny_int8} is made for another engine: TensorRT has no layer for its ")
+    assert "com.microsoft." in message
+    assert message.endswith("; export it with --target tensorrt, or use provider 'cuda'")
+
+
+def test_ops_of_the_standard_are_tensorrts_and_those_of_onnxruntime_are_not(tiny_model: Path):
+    assert foreign_ops(read_manifest(tiny_model)[1].op_counts) == []
+    assert foreign_ops({"MatMul": 3, "com.microsoft.Gelu": 1, "DynamicQuantizeLinear": 2}) == [
+        "DynamicQuantizeLinear",
+        "com.microsoft.Gelu",
+    ]
+
+
+def test_what_a_gpu_would_leave_to_the_cpu_is_counted_and_shapes_are_not(honest: Model):
+    nodes = [NodePlacement("", "Shape", "cpu"), NodePlacement("", "MatMul", "cuda"), NodePlacement("", "MatMulInteger", "cpu")]
+    assert left_to_cpu(nodes[:2]) == ""
+    assert left_to_cpu([*nodes, nodes[2]]) == "MatMulInteger (2)"
+    assert "LayerNormalization (" in left_to_cpu(honest.placement())
+
+
 # --- sizes
 
 
@@ -274,3 +301,18 @@ def test_a_gpu_that_runs_out_of_memory_is_one_line_with_the_batch_and_what_to_do
     assert message.startswith(f"cuda ran out of memory on a batch of {batch} (")
     assert advice in message
     assert "\n" not in message
+
+
+class NoKernel:
+    """A session on a GPU that is older than its kernels."""
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        raise RuntimeError("CUDA failure 209: no kernel image is available for execution on the device ; GPU=0 ; hostname=h ; file=f ;")
+
+
+def test_another_failure_of_a_gpu_is_what_it_says_and_sends_to_the_doctor(tiny_model: Path):
+    manifest, file = read_manifest(tiny_model)
+    with pytest.raises(vit.SessionError) as caught:
+        Model(tiny_model, manifest, file, NoKernel(), "cuda", 1).run(inputs(1))
+    said = "CUDA failure 209: no kernel image is available for execution on the device"
+    assert str(caught.value) == f"cuda failed on a batch of 1: {said}; ask `vit-doctor`"
