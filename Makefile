@@ -5,7 +5,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo demo-dinov2 test test-slow test-gpu lint format bench bench-cpu clean
+# On a machine with a GPU what needs one has an environment of its own: onnxruntime and onnxruntime-gpu exclude each other. Elsewhere it
+# takes .venv, and says why it skips. TensorRT comes from NVIDIA's index; where that is out of reach: make GPU_EXTRAS=gpu test-gpu
+GPU_EXTRAS ?= gpu,tensorrt
+ifeq ($(shell command -v nvidia-smi),)
+GPU_VENV := $(VENV)
+else
+GPU_VENV := .venv-gpu
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(GPU_EXTRAS),export,quantize,dev]"
+	@touch $(GPU_VENV)/.installed
+endif
+
+.PHONY: help install demo demo-dinov2 test test-slow test-gpu lint format bench bench-cpu bench-gpu clean
 
 help:
 	@echo "make demo       export ViT-B/16 and a trained network, classify held-out images without torch, write demo/"
@@ -15,6 +28,7 @@ help:
 	@echo "make test-gpu   the tests marked gpu; they say why they skip where there is none"
 	@echo "make bench      time exports beside optimum-cli, checkpoints and the runtime; writes benchmarks/results/"
 	@echo "make bench-cpu  race PyTorch, onnxruntime, OpenVINO and our files on this CPU, an hour; writes benchmarks/results/cpu and docs/"
+	@echo "make bench-gpu  race PyTorch, CUDA, TensorRT and trtexec on this GPU; writes benchmarks/results/gpu and docs/performance-gpu.md"
 	@echo "make lint       ruff and mypy; make format mends what ruff can"
 
 # Always with the constraints: they keep torch on the CPU build, and everything on what was tested.
@@ -37,8 +51,8 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
+test-gpu: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python -m pytest -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -61,5 +75,8 @@ bench-cpu: $(READY)
 	$(BIN)/python benchmarks/cpu_profile.py
 	$(BIN)/python benchmarks/int8_accuracy.py
 
+bench-gpu: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python benchmarks/gpu_speed.py
+
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) $(GPU_VENV) build dist demo
