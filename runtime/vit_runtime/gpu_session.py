@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +134,8 @@ class GpuSession:
         self._memory = PageLocked(_cuda_runtime(), options.device)
         self._graphs = dict[int, _Graph]()
         if options.cuda_graph:
+            from concurrent.futures import ThreadPoolExecutor  # which brings logging, that nothing else here needs
+
             self._worker = ThreadPoolExecutor(1, "cuda-graphs")
             for size in buckets(provider, options.largest):  # now, while no other thread allocates, which would spoil a recording
                 self._graphs[size] = self._worker.submit(self._record, size).result()
