@@ -70,8 +70,7 @@ def open_gpu(
         session, _ = create_session(path, "cuda", threads, cuda_options(options))
     else:
         session = _open_tensorrt(path, manifest, file, threads, options, cache_dir, tell)
-    if left := left_to_cpu(node_placement(session)):
-        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {provider}")
+    check_placement(path, provider, node_placement(session))
     return GpuSession(session, provider, manifest, file, options)
 
 
@@ -80,10 +79,12 @@ def foreign_ops(op_counts: Mapping[str, int]) -> list[str]:
     return sorted(op for op in op_counts if op.startswith("com.microsoft.") or op in ("DynamicQuantizeLinear", "MatMulInteger"))
 
 
-def left_to_cpu(nodes: Sequence[NodePlacement]) -> str:
-    """The ops, with their numbers, that a GPU's session computes on the CPU; "" for none. Those that compute shapes belong there."""
+def check_placement(path: Path, provider: str, nodes: Sequence[NodePlacement]) -> None:
+    """Raises: ProviderError for a file of which a GPU's session computes a part on the CPU, other than shapes, which belong there."""
     counts = Counter(node.op_type for node in nodes if node.provider == "cpu" and node.op_type not in SHAPES)
-    return ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
+    if counts:
+        left = ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
+        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {provider}")
 
 
 def _open_tensorrt(

@@ -12,12 +12,12 @@ import pytest
 from helpers import inputs
 
 import vit_runtime as vit
-from vit_runtime.errors import InputError, ModelError
+from vit_runtime.errors import InputError, ModelError, ProviderError
 from vit_runtime.gpu_options import NOTHING_ASKED, GpuOptions
-from vit_runtime.gpu_session import KEPT_BLOCKS, GpuSession, PageLocked, foreign_ops, left_to_cpu, open_gpu
+from vit_runtime.gpu_session import KEPT_BLOCKS, GpuSession, PageLocked, check_placement, foreign_ops, open_gpu
 from vit_runtime.manifest import read_manifest
 from vit_runtime.model import Model
-from vit_runtime.providers import NodePlacement, create_session
+from vit_runtime.providers import PROVIDERS, NodePlacement, _blame, create_session
 
 # float32 sums in another order at another batch size: a few units in the last place of numbers around 1.
 SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
@@ -193,11 +193,15 @@ def test_ops_of_the_standard_are_tensorrts_and_those_of_onnxruntime_are_not(tiny
     ]
 
 
-def test_what_a_gpu_would_leave_to_the_cpu_is_counted_and_shapes_are_not(honest: Model):
+def test_a_file_that_would_run_on_the_cpu_in_part_is_refused_unless_that_part_makes_shapes(tiny_model: Path, honest: Model):
     nodes = [NodePlacement("", "Shape", "cpu"), NodePlacement("", "MatMul", "cuda"), NodePlacement("", "MatMulInteger", "cpu")]
-    assert left_to_cpu(nodes[:2]) == ""
-    assert left_to_cpu([*nodes, nodes[2]]) == "MatMulInteger (2)"
-    assert "LayerNormalization (" in left_to_cpu(honest.placement())
+    check_placement(tiny_model, "cuda", nodes[:2])
+    with pytest.raises(ProviderError) as caught:
+        check_placement(tiny_model, "cuda", [*nodes, nodes[2]])
+    said = "cuda has no kernel for MatMulInteger (2), which would run on the CPU; export it with --target cuda"
+    assert str(caught.value) == f"{tiny_model}: {said}"
+    with pytest.raises(ProviderError, match=r"LayerNormalization \("):
+        check_placement(tiny_model, "tensorrt", honest.placement())
 
 
 # --- sizes
@@ -301,6 +305,14 @@ def test_a_gpu_that_runs_out_of_memory_is_one_line_with_the_batch_and_what_to_do
     assert message.startswith(f"cuda ran out of memory on a batch of {batch} (")
     assert advice in message
     assert "\n" not in message
+
+
+def test_a_gpu_without_room_for_the_file_itself_is_told_so_and_the_file_is_not_blamed(tiny_model: Path):
+    error = RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=cuda_allocator.cc ;")
+    found = _blame(onnxruntime, str(tiny_model), PROVIDERS["cuda"], error)
+    assert isinstance(found, ProviderError)
+    said = "the GPU has not enough free memory to load it on cuda (CUDA failure 2: out of memory)"
+    assert str(found).startswith(f"{tiny_model}: {said}; free what `nvidia-smi` shows in use, ")
 
 
 class NoKernel:
