@@ -159,7 +159,8 @@ def _nvidia(cuda_works: bool) -> Finding:
         return Finding("NVIDIA driver", "ok", detail)
     if cuda_works:
         return Finding("NVIDIA driver", "ok", f"it cannot be asked, but CUDA works{limit}")
-    return Finding("NVIDIA driver", found.status, found.reason, f"{found.remedy}; not needed for the CPU")
+    status = found.status if "onnxruntime-gpu" in onnxruntime_wheels() else "missing"  # who runs on the CPU has nothing to mend
+    return Finding("NVIDIA driver", status, found.reason, f"{found.remedy}; not needed for the CPU")
 
 
 def _read(path: str) -> str:

@@ -77,6 +77,9 @@ def test_warming_for_tensorrt_without_it_says_what_the_doctor_says(tiny_model: P
         pytest.skip("TensorRT works here")
     message = failed(run("warm", tiny_model, "--cache-dir", tmp_path), 4)
     assert message == f"provider 'tensorrt' does not run here: {answer.reason}; {answer.remedy}"
+    document = document_of(run("warm", tiny_model, "--cache-dir", tmp_path, "--json"), 4)
+    assert document == {"error": message, "exit_code": 4}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_warming_for_openvino_compiles_into_the_folder_that_is_named(

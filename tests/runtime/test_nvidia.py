@@ -132,6 +132,28 @@ def test_the_version_of_tensorrt_is_the_librarys_own(machine: Machine):
     assert machine.python("from vit_runtime.nvidia import tensorrt_version; print(repr(tensorrt_version()))") == "''"
 
 
+# --- the doctor
+
+DOCTOR = "from vit_runtime.doctor import _nvidia; found = _nvidia(False); print(found.status, found.detail, found.remedy, sep='; ')"
+
+
+def test_the_doctor_names_driver_and_gpus(machine: Machine):
+    gpus = "; ".join(f"{number}: Stand-in, compute capability 8.9, 8192 MiB" for number in range(2))
+    assert (
+        machine.python(DOCTOR, FAKE_GPUS="2", CUDA_VISIBLE_DEVICES="0,1")
+        .rstrip("; ")
+        .endswith(f"CUDA 13.0; {gpus} (CUDA_VISIBLE_DEVICES='0,1')")
+    )
+
+
+def test_a_driver_that_does_not_start_is_broken_where_the_wheel_is_for_gpus(machine: Machine):
+    line = "libcuda.so.1 and NVIDIA's kernel module are of different releases; reboot, or start the container anew, after an update"
+    assert machine.python(DOCTOR, FAKE_INIT="803") == f"broken; {line}; not needed for the CPU"
+    shutil.rmtree(next(machine.site.glob("onnxruntime_gpu-*")))
+    machine.wheel("onnxruntime", "1.32.0", "onnxruntime")
+    assert machine.python(DOCTOR, FAKE_INIT="803") == f"missing; {line}; not needed for the CPU"
+
+
 # --- the driver
 
 
