@@ -231,8 +231,9 @@ class EngineCache:
         sealed, document = _sealed(path, contents=False), _document(path)
         size, used = _size_and_time(_listed(path))
         kind, model = (str(document.get(name, "")) for name in ("kind", "model"))
-        key = document.get("key") if isinstance(document.get("key"), dict) else {}
-        return Entry(path, kind or "engine", model, key or {}, size, used, "damaged" if sealed is None else "ok")
+        key = document.get("key")
+        texts = {str(name): str(value) for name, value in key.items()} if isinstance(key, dict) else {}
+        return Entry(path, kind or "engine", model, texts, size, used, "damaged" if sealed is None else "ok")
 
     def _removed(self, entry: Entry) -> bool:
         """Whether it could be removed: nobody is at it."""

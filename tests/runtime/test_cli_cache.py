@@ -71,6 +71,23 @@ def test_pruning_leaves_what_was_used_last(folder: Path):
     assert run("prune", "--max-gb", "0", "--cache-dir", folder).stdout == f"removed 1 of 1, 1 MB; 0 MB stay in {folder}\n"
 
 
+def test_what_somebody_else_has_put_there_is_listed_as_damaged(folder: Path):
+    for number, text in enumerate(
+        ('{"format": 1, "kind": 5, "model": [1], "key": {"GPU": 5}, "files": {"a": [1, "b"]}}', "[]", '{"format": 1}')
+    ):
+        entry = folder / "tensorrt" / f"{number:032}"
+        entry.mkdir()
+        (entry / "entry.json").write_text(text)
+    (folder / "tensorrt" / "notes").mkdir()
+    assert run("list", "--cache-dir", folder).stdout.count("damaged") == 3
+    assert [entry["state"] for entry in document_of(run("prune", "--json", "--cache-dir", folder))["removed"]] == ["damaged"] * 3
+
+
+@pytest.mark.parametrize("most", ["nan", "inf"])
+def test_a_size_that_is_no_number_is_refused(most: str, folder: Path):
+    assert failed(run("prune", "--max-gb", most, "--cache-dir", folder), 2) == f"got --max-gb {most}, expected a finite number"
+
+
 def test_warming_for_tensorrt_without_it_says_what_the_doctor_says(tiny_model: Path, tmp_path: Path):
     answer = probe("tensorrt")
     if answer.works:

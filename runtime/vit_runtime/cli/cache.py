@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def prune(console: Console, max_gb: float, cache_dir: Path | None) -> None:
 
     Example: vit-cache prune --max-gb 2
     """
+    if not math.isfinite(max_gb):
+        raise InputError(f"got --max-gb {max_gb}, expected a finite number")
     cache = _cache(cache_dir)
     removed = cache.prune(round(max_gb * 1e9))
     left = cache.entries()
