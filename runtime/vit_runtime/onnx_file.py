@@ -18,11 +18,17 @@ from vit_runtime.errors import ModelError
 
 MAX_NODES = 1_000_000
 MAX_DEPTH = 16  # graphs in graphs
+MAX_NAMES = 16_000_000  # of values, in all nodes together
 MAX_METADATA = 64 << 20  # bytes of one metadata entry; a manifest with 20,000 labels and 16 golden images has under 4 MiB
 
 T = TypeVar("T")
 
-DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
+DTYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8e4m3fn",
+    18: "float8e4m3fnuz", 19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4e2m1",
+}  # fmt: skip
+ONE_BYTE = {2, 3, 9, 17, 18, 19, 20}
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,33 @@ class OnnxFile:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A node of the main graph, in the file's order: its name, op, and the values that it makes."""
+    """A node: its name, op (after its domain and a dot, where that is not the standard one), the values that it takes and makes.
+
+    `numbers` are its attributes that are whole numbers, `constant` the type of the tensor that it holds.
+    """
 
     name: str
     op: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    numbers: Mapping[str, int]
+    constant: str | None
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """The nodes, those of the main graph first and in the file's order, and what the file tells of the main graph's values.
+
+    `inner` are the nodes of graphs in nodes and of functions, `functions` their ops. `dtypes` has the types of weights, inputs, outputs
+    and of what else has one in the file; `stored` are the names of weights, `nonzero` those of one byte a number that are not all zero.
+    """
+
+    nodes: tuple[NodeInfo, ...]
+    inner: tuple[NodeInfo, ...]
+    functions: frozenset[str]
+    dtypes: Mapping[str, str]
+    stored: frozenset[str]
+    nonzero: frozenset[str]
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -71,6 +99,11 @@ def read_onnx(path: Path) -> OnnxFile:
 def read_nodes(path: Path) -> tuple[NodeInfo, ...]:
     """The main graph's nodes. Raises: ModelError as `read_onnx`."""
     return _walk(path, _nodes)
+
+
+def read_graph(path: Path) -> GraphInfo:
+    """All nodes and types. Raises: ModelError as `read_onnx`."""
+    return _walk(path, _graph)
 
 
 def with_outputs(path: Path, names: Sequence[str]) -> bytes:
@@ -218,14 +251,127 @@ def _read(path: Path, data: mmap.mmap) -> OnnxFile:
 
 
 def _nodes(path: Path, data: mmap.mmap) -> tuple[NodeInfo, ...]:
-    found = list[NodeInfo]()
-    for graph in _messages(_Span(data, 0, len(data)), 7):
-        for node in _messages(graph, 1):
-            if len(found) == MAX_NODES:
-                raise _MalformedError(f"more than {MAX_NODES} nodes")
-            names = [value.text() for value in _messages(node, 3)]
-            found.append(NodeInfo(names[0] if names else "", _op(node), tuple(value.text() for value in _messages(node, 2))))
-    return tuple(found)
+    budget = _Budget()
+    return tuple(_node(node, budget) for graph in _messages(_Span(data, 0, len(data)), 7) for node in _messages(graph, 1))
+
+
+class _Budget:
+    """Counts what is kept of a file, which may be made to fill the memory."""
+
+    def __init__(self) -> None:
+        self.nodes = self.names = 0
+
+    def take(self, nodes: int, names: int) -> None:
+        self.nodes, self.names = self.nodes + nodes, self.names + names
+        if self.nodes > MAX_NODES:
+            raise _MalformedError(f"more than {MAX_NODES} nodes")
+        if self.names > MAX_NAMES:
+            raise _MalformedError(f"more than {MAX_NAMES} names of values")
+
+
+def _node(node: _Span, budget: _Budget) -> NodeInfo:
+    texts = {1: list[str](), 2: list[str](), 3: list[str]()}  # inputs, outputs, name
+    numbers, constant = dict[str, int](), None
+    budget.take(1, 0)
+    for number, value in node.fields():
+        if number in texts and isinstance(value, _Span):
+            budget.take(0, 1)
+            texts[number].append(value.text())
+        elif number == 5 and isinstance(value, _Span):
+            budget.take(0, 1)
+            name, whole, tensor = _attribute(value)
+            if whole is not None:
+                numbers[name] = whole
+            constant = tensor or constant
+    return NodeInfo("".join(texts[3][:1]), _op(node), tuple(texts[1]), tuple(texts[2]), numbers, constant)
+
+
+def _attribute(span: _Span) -> tuple[str, int | None, str | None]:
+    """Its name, and its value where that is a whole number, or the type of a tensor."""
+    name, whole, tensor = "", None, None
+    for number, value in span.fields():
+        if number == 1 and isinstance(value, _Span):
+            name = value.text()
+        elif number == 3 and isinstance(value, int):
+            whole = value if value < 1 << 63 else value - (1 << 64)
+        elif number == 5 and isinstance(value, _Span):
+            tensor = _dtype(value)
+    return name, whole, tensor
+
+
+def _graph(path: Path, data: mmap.mmap) -> GraphInfo:
+    budget, dtypes, stored, nonzero = _Budget(), dict[str, str](), set[str](), set[str]()
+    nodes, inner, functions = list[NodeInfo](), list[NodeInfo](), set[str]()
+    model = _Span(data, 0, len(data))
+    for graph in _messages(model, 7):
+        for number, value in graph.fields():
+            if not isinstance(value, _Span):
+                continue
+            if number == 1:
+                nodes.append(_node(value, budget))
+                inner += (_node(each, budget) for each in _inner_nodes(value))
+                for tensor in _messages_of(value, 5, 5) if nodes[-1].constant else ():
+                    nonzero |= {name for name in nodes[-1].outputs if _is_nonzero(path, tensor)}
+            elif number in (11, 12, 13):
+                budget.take(0, 1)
+                info = _tensor_info(value)
+                dtypes[info.name] = info.dtype
+            elif number == 5:
+                budget.take(0, 1)
+                name, _ = _initializer(path, value)
+                dtypes[name] = _dtype(value)
+                stored.add(name)
+                if _is_nonzero(path, value):
+                    nonzero.add(name)
+    for function in _messages(model, 25):
+        functions.add(_op(function, domain=10, name=1))
+        for node in _messages(function, 7):
+            inner.append(_node(node, budget))
+            inner += (_node(each, budget) for each in _inner_nodes(node))
+    return GraphInfo(tuple(nodes), tuple(inner), frozenset(functions), dtypes, frozenset(stored), frozenset(nonzero))
+
+
+def _inner_nodes(node: _Span, depth: int = 0) -> Iterator[_Span]:
+    """The nodes of the graphs in a node."""
+    if depth > MAX_DEPTH:
+        raise _MalformedError(f"graphs in graphs, {MAX_DEPTH} deep")
+    for part in (6, 11):
+        for graph in _messages_of(node, 5, part):
+            for inner in _messages(graph, 1):
+                yield inner
+                yield from _inner_nodes(inner, depth + 1)
+
+
+def _dtype(tensor: _Span) -> str:
+    """The type of a stored tensor."""
+    number = next((value for number, value in tensor.fields() if number == 2 and isinstance(value, int)), 0)
+    return DTYPES.get(number, f"type {number}")
+
+
+def _is_nonzero(path: Path, tensor: _Span) -> bool:
+    """Whether a stored tensor of one byte a number holds any other than zero."""
+    kind, found, entries = 0, False, dict[str, str]()
+    for number, value in tensor.fields():
+        if number == 2 and isinstance(value, int):
+            kind = value
+        elif number in (5, 9):  # a list of numbers, packed or one by one, or bytes
+            found |= _any(value) if isinstance(value, _Span) else bool(value)
+        elif number == 13 and isinstance(value, _Span):
+            entries.update([_entry(value)])
+    if kind not in ONE_BYTE or not entries:
+        return kind in ONE_BYTE and found
+    _, location = _initializer(path, tensor)
+    with (path.parent / location).open("rb") as file:
+        file.seek(int(entries.get("offset", "0")))
+        left = int(entries.get("length", 1 << 62))
+        while not found and (piece := file.read(min(left, 1 << 16))):
+            found, left = bool(piece.strip(b"\0")), left - len(piece)
+    return found
+
+
+def _any(span: _Span) -> bool:
+    """Whether any byte is not zero."""
+    return any(span.data[at : min(at + (1 << 16), span.stop)].strip(b"\0") for at in range(span.start, span.stop, 1 << 16))
 
 
 def _pair(span: _Span) -> tuple[str, int]:
@@ -246,14 +392,13 @@ def _entry(span: _Span) -> tuple[str, str]:
     return texts[1], texts[2]
 
 
-def _op(node: _Span) -> str:
-    domain = op = ""
+def _op(node: _Span, domain: int = 7, name: int = 4) -> str:
+    """What a node calls, by the numbers of the fields that tell."""
+    texts = {domain: "", name: ""}
     for number, value in node.fields():
-        if number == 4 and isinstance(value, _Span):
-            op = value.text()
-        elif number == 7 and isinstance(value, _Span):
-            domain = value.text()
-    return f"{domain}.{op}" if domain else op
+        if number in texts and isinstance(value, _Span):
+            texts[number] = value.text()
+    return f"{texts[domain]}.{texts[name]}" if texts[domain] else texts[name]
 
 
 def _node_tensors(node: _Span, depth: int = 0) -> Iterator[_Span]:
@@ -329,6 +474,11 @@ def _messages(span: _Span, wanted: int) -> Iterator[_Span]:
     for number, value in span.fields():
         if number == wanted and isinstance(value, _Span):
             yield value
+
+
+def _messages_of(span: _Span, outer: int, wanted: int) -> Iterator[_Span]:
+    for inner in _messages(span, outer):
+        yield from _messages(inner, wanted)
 
 
 def _dimension(span: _Span) -> int | str:

@@ -1,5 +1,6 @@
 """The reader of .onnx files sees what the onnx package sees, and answers every damaged or hostile file with a ModelError."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -15,8 +16,9 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vit_runtime import onnx_file
 from vit_runtime.errors import ModelError
-from vit_runtime.onnx_file import DTYPES, MAX_METADATA, OnnxFile, TensorInfo, read_onnx
+from vit_runtime.onnx_file import DTYPES, MAX_METADATA, NodeInfo, OnnxFile, TensorInfo, read_graph, read_onnx
 
 TEXTS = {
     "free and named dimensions": """<ir_version: 8, opset_import: ["": 18]> g (float[batch, 3, ?] x, int64 n) => (float[batch, 3] y)
@@ -133,15 +135,74 @@ def test_initialisers_that_are_listed_as_inputs_are_no_inputs(tmp_path: Path):
 
 def test_an_unknown_type_is_shown_by_its_number_and_a_negative_size_as_free(tmp_path: Path):
     model = onnx.parser.parse_model(TEXTS["no nodes"])
-    model.graph.input[0].type.tensor_type.elem_type = 8  # text
+    model.graph.input[0].type.tensor_type.elem_type = 99
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    assert read_onnx(path).inputs == (TensorInfo("x", "type 8", ("?",)),)
+    assert read_onnx(path).inputs == (TensorInfo("x", "type 99", ("?",)),)
 
 
 def test_nodes_are_those_of_the_main_graph(tiny_model: Path):
     assert read_onnx(tiny_model).nodes == len(onnx.load(tiny_model).graph.node)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_external", "tiny_int8"])
+def test_nodes_and_types_are_read_as_onnx_does(fixture: str, request: pytest.FixtureRequest):
+    path = request.getfixturevalue(fixture)
+    model, graph = onnx.load(path, load_external_data=False), read_graph(path)
+    assert graph.nodes == tuple(
+        NodeInfo(
+            name=node.name,
+            op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            numbers={attribute.name: attribute.i for attribute in node.attribute if attribute.type == onnx.AttributeProto.INT},
+            constant=None,
+        )
+        for node in model.graph.node
+    )
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    weights = {tensor.name: DTYPES[tensor.data_type] for tensor in model.graph.initializer}
+    assert graph.dtypes == {value.name: DTYPES[value.type.tensor_type.elem_type] for value in values} | weights
+    assert graph.stored == weights.keys()
+    assert (graph.inner, graph.functions) == ((), frozenset())
+    full = onnx.load(path)
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in full.graph.initializer}
+    assert graph.nonzero == {name for name, array in arrays.items() if weights[name] in ("int8", "uint8", "bool") and array.any()}
+
+
+def test_nodes_in_branches_and_functions_are_read_too(tmp_path: Path):
+    text = """<ir_version: 10, opset_import: ["": 20, "local": 1]> g (bool c, float[2] x) => (float[2] y)
+        { y = If (c) <then_branch = t () => (float[2] a) { a = Relu(x) }, else_branch = e () => (float[2] b) { b = local.Twice(x) }> }
+        <domain: "local", opset_import: ["": 20]> Twice (a) => (b) { k = Constant<value = int8[2] {0, -1}>()  b = Add(a, a) }"""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    graph = read_graph(path)
+    assert [node.op for node in graph.nodes] == ["If"]
+    assert sorted(node.op for node in graph.inner) == ["Add", "Constant", "Relu", "local.Twice"]
+    assert graph.functions == {"local.Twice"}
+    assert {node.constant for node in graph.inner} == {None, "int8"}
+
+
+def test_the_graph_of_a_mutated_file_is_read_or_refused_and_nothing_else(tmp_path: Path):
+    content, path = small_model(tmp_path).read_bytes(), tmp_path / "mutated.onnx"
+    draw = random.Random(0)
+    for _ in range(1000):
+        mutated = bytearray(content)
+        for _ in range(draw.randint(1, 4)):
+            mutated[draw.randrange(len(mutated))] = draw.randrange(256)
+        path.write_bytes(mutated)
+        with contextlib.suppress(ModelError):
+            read_graph(path)
+
+
+def test_more_names_and_nodes_than_memory_is_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = small_model(tmp_path)
+    for limit, words in (("MAX_NODES", "more than 2 nodes"), ("MAX_NAMES", "more than 2 names of values")):
+        with monkeypatch.context() as patch:
+            patch.setattr(onnx_file, limit, 2)
+            with pytest.raises(ModelError, match=words):
+                read_graph(path)
 
 
 def test_weights_are_not_read(tmp_path: Path):
