@@ -34,7 +34,7 @@ help:
 # Always with the constraints: they keep torch on the CPU build, and everything on what was tested.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e ".[cpu,openvino,export,quantize,tune,dev]"
+	$(PIP) install -c constraints.txt -e ".[cpu,openvino,rtx,export,quantize,tune,dev]"
 	@touch $(READY)
 
 install: $(READY)

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from vit_runtime.cli import bench, info, parity, predict
+from vit_runtime.cli import bench, info, parity, predict, trt
 from vit_runtime.errors import SessionError
 from vit_runtime.manifest import KEY
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, click.Command] = {
     "vit-parity": parity.main,
     "vit-bench": bench.main,
     "vit-info": info.main,
+    "vit-trt": trt.main,
 }
 MODULES = {name: f"vit_runtime.cli.{name.removeprefix('vit-')}" for name in COMMANDS}
 QUICK = ("--seconds", "0", "--warmup", "0")

@@ -82,7 +82,7 @@ print(json.dumps({"label": best.name, "provider": model.provider, "size": len(mo
     assert answer["provider"] == "cpu"
 
 
-@pytest.mark.parametrize("command", ["vit-predict", "vit-parity", "vit-bench", "vit-info", "vit-doctor", "vit-export"])
+@pytest.mark.parametrize("command", ["vit-predict", "vit-parity", "vit-bench", "vit-info", "vit-doctor", "vit-trt", "vit-export"])
 def test_every_command_helps_there(edge, command):
     assert "Example:" in run(edge.parent / command, "--help")
 
@@ -93,6 +93,13 @@ def test_parity_and_prediction_by_command_there(edge, digits_onnx, digit_png):
     predicted = json.loads(run(edge.parent / "vit-predict", digits_onnx, path, "--json"))
     assert predicted["images"][0]["predictions"][0]["label"] == truth
     assert json.loads(run(edge.parent / "vit-doctor", "--json"))
+
+
+def test_the_linter_works_there_and_the_compiler_s_extra_is_named(edge, digits_onnx):
+    assert json.loads(run(edge.parent / "vit-info", digits_onnx, "--check", "tensorrt", "--json"))["ok"]
+    done = subprocess.run([edge.parent / "vit-trt", digits_onnx], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "vit-deploy[rtx]" in done.stderr
 
 
 def test_export_says_which_extra_it_needs_there(edge, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 from vit_runtime.nvidia import TENSORRT_WHEEL, find_driver
 from vit_runtime.obstacle import Obstacle
 from vit_runtime.providers import PROVIDERS, Probe, Status, find_onnxruntime, onnxruntime_wheels, probe
+from vit_runtime.tensorrt.compilers import COMPILERS, TENSORRT, installed, load
 from vit_runtime.threads import cpu_budget
 
 __all__ = ["Diagnosis", "Finding", "Machine", "diagnose"]
@@ -136,16 +137,19 @@ def _onnxruntime() -> Iterator[Finding]:
 
 
 def _tensorrt() -> Iterator[Finding]:
-    """TensorRT is optional; the wrong release beside onnxruntime-gpu is a conflict that pip does not see."""
-    names = [name for name in ("tensorrt", "tensorrt-cu12", "tensorrt-cu13") if _version(name)]
-    for name in names:
-        version = _version(name)
+    """NVIDIA's compilers are optional. What pip does not see: one that does not load, and TensorRT 11 beside onnxruntime-gpu."""
+    for compiler in COMPILERS:
+        if (found := load(compiler)) is not None:
+            yield Finding(compiler.name, found.status, found.reason, found.remedy)
+            continue
+        wheels = installed(compiler)
+        version = next(iter(wheels.values()), "installed without pip")
         major = re.match(r"\d+", version)
-        if major and int(major[0]) > 10 and "onnxruntime-gpu" in onnxruntime_wheels():
-            remedy = f'run: pip uninstall -y {" ".join(names)} && pip install "{TENSORRT_WHEEL}"'
-            yield Finding(name, "broken", f"{version} is installed, onnxruntime-gpu needs TensorRT 10", remedy)
+        if compiler is TENSORRT and major and int(major[0]) > 10 and "onnxruntime-gpu" in onnxruntime_wheels():
+            remedy = f'run: pip uninstall -y {" ".join(wheels)} && pip install "{TENSORRT_WHEEL}"'
+            yield Finding(compiler.name, "broken", f"{version} is installed, onnxruntime-gpu needs TensorRT 10", remedy)
         else:
-            yield Finding(name, "ok", version)
+            yield Finding(compiler.name, "ok", version)
 
 
 def _nvidia(cuda_works: bool) -> Finding:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.parser
 import pytest
 from helpers import document_of, run, with_manifest
 
@@ -162,3 +163,42 @@ def test_info_gives_the_whole_manifest_as_data(tiny_model: Path, tiny_manifest: 
     assert document["file"]["path"] == str(tiny_model)
     assert document["file"]["size"] == tiny_model.stat().st_size
     assert document["file"]["nodes"] == sum(document["file"]["ops"].values()) == len(onnx.load(tiny_model).graph.node)
+
+
+# --- --check tensorrt
+
+
+def test_check_passes_a_file_that_tensorrt_can_take(tiny_model: Path):
+    result = run("vit-info", tiny_model, "--check", "tensorrt")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{tiny_model}: nothing in it that TensorRT cannot take\n"
+    document = document_of(run("vit-info", tiny_model, "--check", "tensorrt", "--json"))
+    assert document == {"model": str(tiny_model), "check": "tensorrt", "ok": True, "problems": []}
+
+
+def test_check_fails_with_a_line_for_each_problem(tiny_int8: Path):
+    result = run("vit-info", tiny_int8, "--check", "tensorrt")
+    assert result.exit_code == 1
+    title, *lines = result.stdout.splitlines()
+    assert title == f"{tiny_int8}: TensorRT cannot take it"
+    assert lines[0].startswith("  target cpu: the file was made for another engine")
+    assert any("12 x MatMulInteger (" in line for line in lines)
+    document = document_of(run("vit-info", tiny_int8, "--check", "tensorrt", "--json"), 1)
+    assert not document["ok"]
+    assert len(document["problems"]) == len(lines)
+
+
+def test_check_takes_files_of_others_and_asks_no_compiler(tmp_path: Path):
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 18]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+        ).SerializeToString()
+    )
+    assert run("vit-info", path).exit_code == 3
+    assert run("vit-info", path, "--check", "tensorrt").exit_code == 0
+
+
+def test_check_of_an_unreadable_file_is_no_failed_check(tmp_path: Path):
+    (tmp_path / "text.onnx").write_text("no model")
+    assert run("vit-info", tmp_path / "text.onnx", "--check", "tensorrt").exit_code == 3

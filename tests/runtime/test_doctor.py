@@ -44,6 +44,12 @@ def record(folder, name, version, top_level=""):
     (info / "top_level.txt").write_text(f"{top_level or name}\n")
 
 
+def module(folder, name, source="Builder = OnnxParser = None"):
+    """A package that loads as TensorRT's do."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(f"{source}\n")
+
+
 def link_onnxruntime(folder):
     (folder / "onnxruntime").symlink_to(Path(np.__file__).parents[1] / "onnxruntime")
 
@@ -168,6 +174,7 @@ def test_tensorrt_11_beside_onnxruntime_gpu_is_a_conflict(site):
     link_onnxruntime(site)
     record(site, "onnxruntime_gpu", "1.31.1", "onnxruntime")
     record(site, "tensorrt", "11.1.0.106")
+    module(site, "tensorrt")
     answer = doctor(site, "--json")
     assert answer.returncode == 4
     found = findings(json.loads(answer.stdout))["tensorrt"]
@@ -179,7 +186,45 @@ def test_tensorrt_11_beside_the_cpu_wheel_disturbs_nobody(site):
     link_onnxruntime(site)
     record(site, "onnxruntime", "1.32.0", "onnxruntime")
     record(site, "tensorrt", "11.1.0.106")
+    module(site, "tensorrt")
     assert doctor(site).returncode == 0
+
+
+def test_a_compiler_that_is_missing_hurts_nobody_and_its_extra_is_named(site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    answer = doctor(site, "--json")
+    assert answer.returncode == 0
+    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")):
+        found = findings(json.loads(answer.stdout))[name]
+        assert (found["status"], found["remedy"]) == ("missing", f'run: pip install "vit-deploy[{extra}]"')
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import ctypes; ctypes.CDLL('libnvinfer.so.99')", "libnvinfer.so.99: cannot open shared object file: No such file or directory"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV: nothing on stderr"),
+        ("", "has no attribute 'Builder'"),
+    ],
+    ids=["a library is missing", "it crashes", "only a folder is left"],
+)
+def test_a_compiler_that_does_not_load_is_broken(source, reason, site):
+    link_onnxruntime(site)
+    record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    record(site, "tensorrt_rtx", "1.7.1.116")
+    module(site, "tensorrt_rtx", source)
+    answer = doctor(site, "--json")
+    assert (answer.returncode, answer.stderr) == (4, "")
+    found = findings(json.loads(answer.stdout))["tensorrt-rtx"]
+    assert found["status"] == "broken"
+    assert reason in found["detail"]
+    assert found["remedy"] == 'run: pip uninstall -y tensorrt-rtx && pip install "vit-deploy[rtx]"'
+
+
+def test_a_compiler_that_loads_is_ok_with_its_version(diagnosis):
+    found = {item.name: item for item in diagnosis.findings}
+    assert found["tensorrt-rtx"] == Finding("tensorrt-rtx", "ok", metadata.version("tensorrt-rtx"))
 
 
 def test_a_missing_base_package_is_broken(site):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,17 +13,24 @@ from vit_runtime.manifest import Limits, Manifest, Measured, Parity, read_manife
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.parity.judging import limits_for
 from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing
+from vit_runtime.tensorrt.rules import lint
 
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--graph", is_flag=True, help="How many ops of each kind there were before and after each pass, in place of the rest.")
+@click.option("--check", type=click.Choice(["tensorrt"]), help="Say only whether this engine can take the file; 1 is the exit code if not.")
 @output_options
-def main(console: Console, model: Path, graph: bool) -> None:
+def main(console: Console, model: Path, graph: bool, check: str | None) -> None:
     """Say what is in an exported file: input, preprocessing, outputs, where the weights came from, passes, recorded parity.
+
+    --check tensorrt also takes ONNX files of others, and needs neither TensorRT nor a GPU.
 
     Example: vit-info vit.onnx --json
     """
+    if check:
+        _check(console, model)
+        return
     manifest, file = read_manifest(model)
     document = {
         "file": {
@@ -37,6 +45,17 @@ def main(console: Console, model: Path, graph: bool) -> None:
         "manifest": manifest.to_dict(),
     }
     console.result(document, _graph(manifest, file) if graph else _text(manifest, file))
+
+
+def _check(console: Console, model: Path) -> None:
+    """Print what TensorRT cannot take of the file; exit code 1 where there is any."""
+    problems = lint(model)
+    found = [f"  {problem}" for problem in problems]
+    text = "\n".join([f"{model}: TensorRT cannot take it", *found]) if problems else f"{model}: nothing in it that TensorRT cannot take"
+    document = {"model": str(model), "check": "tensorrt", "ok": not problems, "problems": [problem.to_dict() for problem in problems]}
+    console.result(document, text)
+    if problems:
+        sys.exit(1)
 
 
 def _graph(manifest: Manifest, file: OnnxFile) -> str:

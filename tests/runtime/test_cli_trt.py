@@ -1,0 +1,414 @@
+"""vit-trt: engines from the real compiler, tensorrt-rtx, which needs no GPU; and what cannot be built."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import Result
+from helpers import MODULES, copied, document_of, failed, run, run_apart
+from onnx import TensorProto
+from onnx.helper import make_node as node
+from onnx_graphs import FP8, HALF, graph, product, quantized, tensor
+
+from vit_runtime.errors import MachineError, ModelError
+from vit_runtime.manifest import read_manifest
+from vit_runtime.onnx_file import read_graph
+from vit_runtime.tensorrt import build, engine
+from vit_runtime.tensorrt.compilers import COMPILERS, RTX, TENSORRT
+
+
+def trt(model: Path, *arguments: str | Path, sm: int = 89) -> Result:
+    return run("vit-trt", model, "--sm", str(sm), *arguments)
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- an engine
+
+
+def test_it_builds_and_says_what_was_fused(tiny_model: Path, tmp_path: Path):
+    out = tmp_path / "tiny.engine"
+    result = trt(tiny_model, "--out", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert contents(tmp_path) == {"tiny.engine"}
+    assert f"engine   {out}\n" in result.stdout
+    assert f"size     {out.stat().st_size / 1e6:.1f} MB\n" in result.stdout
+    assert "for      SM 89, batch 1 to 32, best at 8, fp32\n" in result.stdout
+    assert "with tensorrt-rtx 1." in result.stdout
+    assert "MatMul + Add + Div + Erf + Add + Mul + Mul" in result.stdout  # GELU went into the product before it
+    assert "blocks.0.mlp.fc1/MatMul" in result.stdout
+
+
+def test_without_a_gpu_s_name_tensorrt_rtx_builds_for_every_one(tiny_model: Path):
+    assert "for      every RTX GPU from Ampere on, batch 1 to 32" in run("vit-trt", tiny_model).stdout
+    assert document_of(run("vit-trt", tiny_model, "--json"))["sm"] is None
+
+
+def test_as_data_it_has_every_layer_with_the_nodes_of_the_file(tiny_model: Path):
+    document = document_of(trt(tiny_model, "--json", "--batch", "2,4,4"))
+    assert document["profile"] == {"min": 2, "opt": 4, "max": 4}
+    assert (document["compiler"], document["sm"], document["precision"], document["out"]) == ("tensorrt-rtx", 89, "fp32", None)
+    assert document["nodes"] == len(onnx.load(tiny_model).graph.node)
+    names = [node.name for node in read_graph(tiny_model).nodes]
+    held = {name for layer in document["layers"] for name in layer["nodes"]}
+    assert held <= set(names)
+    assert {name for name in names if "MatMul" in name or "LayerNorm" in name or "Softmax" in name} <= held
+    for layer in document["layers"]:
+        assert layer["nodes"] == sorted(layer["nodes"], key=names.index)
+    assert document["fused"] == sum(len(layer["nodes"]) > 1 for layer in document["layers"])
+
+
+def test_without_out_nothing_is_written(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "not kept" in trt(tiny_model).stdout
+    assert contents(tmp_path) == set()
+
+
+def test_weights_beside_the_file_are_found(tiny_external: Path):
+    assert trt(tiny_external).exit_code == 0
+
+
+def test_the_profile_stands_in_the_engine(tiny_model: Path, tmp_path: Path):
+    """A wider one makes another engine, the same one the same bytes in number."""
+    sizes = [document_of(trt(tiny_model, "--json", "--batch", batch))["size"] for batch in ("1,1,1", "1,1,1", "1,8,32")]
+    assert sizes[0] == sizes[1]
+    assert sizes[0] != sizes[2]
+
+
+def test_options_reach_the_compiler(tiny_model: Path):
+    assert trt(tiny_model, "--optimization-level", "0", "--workspace", "512").exit_code == 0
+
+
+def test_a_file_of_fixed_batch_has_no_profile(tmp_path: Path):
+    path = saved(graph([node("Relu", ["x"], ["y"])], sizes=(4, 16, 32)), tmp_path)
+    document = document_of(trt(path, "--json"))
+    assert (document["profile"], document["precision"]) == (None, None)
+    assert "its fixed batch, the precision of the file" in trt(path).stdout
+    assert "whose batch is fixed to 4; leave --batch out" in failed(trt(path, "--batch", "4,4,4"), 2)
+
+
+def test_a_free_image_size_is_built_for_the_default_one(tiny_model: Path, tmp_path: Path):
+    def change(proto: onnx.ModelProto) -> None:
+        for at, name in ((2, "height"), (3, "width")):
+            proto.graph.input[0].type.tensor_type.shape.dim[at].dim_param = name
+        entry = next(entry for entry in proto.metadata_props if entry.key == "vit_deploy")
+        document = json.loads(entry.value)
+        document["input"].update(shape=["batch", 3, "height", "width"], multiple_of=8)
+        document["golden"] = document["parity"] = None
+        entry.value = json.dumps(document)
+
+    path = copied(tiny_model, tmp_path, change)
+    assert read_manifest(path)[0].multiple_of == 8
+    assert document_of(trt(path, "--json"))["profile"] == {"min": 1, "opt": 8, "max": 32}
+
+
+def test_quiet_prints_nothing(tiny_model: Path):
+    result = trt(tiny_model, "-q")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_somebody_who_watches_sees_how_far_it_is(tiny_model: Path):
+    ours, theirs = os.openpty()
+    code = f"from {MODULES['vit-trt']} import main; main(prog_name='vit-trt')"
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_model), "--sm", "89"], stdout=subprocess.PIPE, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    os.close(ours)
+    assert b"building: Building engine 0/" in shown
+    assert shown.endswith(b"\r\x1b[K")  # and nothing of it stays
+    assert b"building" not in done.stdout
+
+
+def test_help_has_an_example():
+    assert "Example: vit-trt vit.onnx" in run("vit-trt", "--help").stdout
+
+
+def test_what_the_compiler_prints_stays_out_of_stdout(tmp_path: Path):
+    """It prints of this file by itself, past its logger."""
+    path = saved(graph([node("Cast", ["x"], ["y"], to=TensorProto.INT16)], kind=TensorProto.INT16), tmp_path)
+    result = run_apart("vit-trt", path, "--sm", "89", "--json")
+    assert result.returncode == 3
+    assert json.loads(result.stdout)["exit_code"] == 3
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines())
+
+
+# --- where the engine goes
+
+
+def test_an_engine_is_replaced_only_when_forced(tiny_model: Path, tmp_path: Path):
+    out = tmp_path / "tiny.engine"
+    out.write_text("mine")
+    assert failed(trt(tiny_model, "--out", out), 2) == f"{out} exists; --force replaces it"
+    assert out.read_text() == "mine"
+    assert trt(tiny_model, "--out", out, "--force").exit_code == 0
+    assert out.read_bytes()[1:4] == b"trt"
+
+
+def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path):
+    path = saved(quantized(FP8, weight_kind=FP8), tmp_path)
+    out = tmp_path / "model.engine"
+    out.write_text("mine")
+    assert trt(path, "--out", out, "--force", sm=86).exit_code == 3
+    assert contents(tmp_path) == {"model.onnx", "model.engine"}
+    assert out.read_text() == "mine"
+
+
+def test_places_that_cannot_be_are_refused_before_the_build(tiny_model: Path, tmp_path: Path):
+    assert "is a folder" in failed(trt(tiny_model, "--out", tmp_path), 2)
+    assert "does not exist" in failed(trt(tiny_model, "--out", tmp_path / "no" / "x.engine"), 2)
+    assert "is a pipe or device" in failed(trt(tiny_model, "--out", os.devnull, "--force"), 2)
+    model = shutil.copy(tiny_model, tmp_path / "model")
+    for out in (tmp_path / "model", tmp_path / "vit.onnx"):
+        assert "taken for a model" in failed(trt(Path(model), "--out", out, "--force"), 2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_full_disk_is_one_line(tiny_model: Path, tmp_path: Path):
+    out = tmp_path / "tiny.engine"
+    (tmp_path / f".tiny.engine.{os.getpid()}").symlink_to("/dev/full")
+    assert "No space left on device" in failed(trt(tiny_model, "--out", out), 4)
+    assert contents(tmp_path) == set()
+
+
+# --- wrong profiles and machines
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ("4,2,8", "expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX"),
+        ("8,8,1", "expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX"),
+        ("0,1,2", "at least 1"),
+        ("1,8", "expected three numbers MIN,OPT,MAX"),
+        ("8", "expected three numbers MIN,OPT,MAX"),
+        ("a,b,c", "whole numbers"),
+        ("1,8,1000000", "expected at most 699050: TensorRT's tensors hold"),
+    ],
+)
+def test_wrong_batch_sizes_are_refused(batch: str, words: str, tiny_model: Path):
+    assert words in failed(trt(tiny_model, "--batch", batch), 2)
+
+
+def test_a_free_size_that_is_no_batch_is_refused(tmp_path: Path):
+    path = saved(graph([node("Relu", ["x"], ["y"])], sizes=("batch", "tokens", 32)), tmp_path)
+    assert "input x has free sizes other than its batch (tokens)" in failed(trt(path), 3)
+
+
+def test_an_sm_that_is_not_built_for_is_refused_with_those_that_are(tiny_model: Path):
+    assert failed(trt(tiny_model, sm=90), 2).endswith("builds for: 75, 80, 86, 89, 120, 121")
+
+
+def test_without_a_compiler_both_are_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "is_there", lambda compiler: False)
+    message = failed(run("vit-trt", tiny_model), 4)
+    assert all(compiler.install in message for compiler in COMPILERS)
+    assert RTX.install in failed(trt(tiny_model), 4)
+
+
+def test_what_the_linter_finds_is_told_where_no_compiler_is(tiny_int8: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "is_there", lambda compiler: False)
+    assert run("vit-trt", tiny_int8).exit_code == 3
+
+
+def test_a_compiler_that_does_not_load_is_the_machine_s_fault(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tensorrt_rtx").mkdir()
+    (tmp_path / "tensorrt_rtx" / "__init__.py").write_text("raise ImportError('libtensorrt_rtx.so.1: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = failed(trt(tiny_model), 4)
+    assert message.startswith("tensorrt-rtx does not load (libtensorrt_rtx.so.1: cannot open shared object file); run: pip uninstall")
+
+
+def test_tensorrt_without_a_gpu_is_told_as_it_tells(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its builder's constructor gives nothing, and the reason stands in the log only."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text(NO_GPU)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = failed(run("vit-trt", tiny_model), 4)
+    assert message.startswith("tensorrt builds for the GPU that is here, and none can be used (CUDA error 35)")
+
+
+NO_GPU = """
+class ILogger:
+    ERROR, INTERNAL_ERROR, WARNING = range(3)
+
+class OnnxParser: ...
+
+def Builder(log):
+    log.log(ILogger.ERROR, "createInferBuilder: Error Code 6: (CUDA initialization failure with error: 35. Please check it)")
+    raise TypeError("pybind11::init(): factory function returned nullptr")
+"""
+
+
+def test_a_timing_cache_is_for_tensorrt_only(tiny_model: Path, tmp_path: Path):
+    assert "times nothing while it builds" in failed(trt(tiny_model, "--timing-cache", tmp_path / "t.cache"), 2)
+
+
+def test_too_small_a_workspace_is_told(tmp_path: Path, tiny_model: Path):
+    """Nothing of a tiny network needs more than a MiB but a large batch."""
+    result = trt(tiny_model, "--workspace", "1", "--batch", "4096,4096,4096")
+    assert "give more with --workspace" in failed(result, 2)
+
+
+# --- files that cannot be taken
+
+
+def test_what_is_no_whole_model_is_refused(tiny_model: Path, tmp_path: Path):
+    built = tmp_path / "tiny.engine"
+    assert trt(tiny_model, "--out", built).exit_code == 0
+    assert "is an engine that was built already" in failed(trt(built), 3)
+    for name, content in (("cut", tiny_model.read_bytes()[:-2000]), ("garbage", os.urandom(5000)), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        failed(trt(tmp_path / name), 3)
+    failed(trt(tmp_path / "none.onnx"), 3)
+    failed(trt(tmp_path), 3)
+
+
+def refusals(result: Result) -> list[str]:
+    assert (result.exit_code, result.stdout) == (3, "")
+    return result.stderr.splitlines()
+
+
+def test_the_linter_s_lines_come_one_by_one(tiny_int8: Path):
+    lines = refusals(trt(tiny_int8))
+    assert len(lines) >= 3
+    assert all(line.startswith(f"error: {tiny_int8}: ") for line in lines)
+    assert "target cpu" in lines[0]
+    document = document_of(trt(tiny_int8, "--json"), 3)
+    assert document["exit_code"] == 3
+    assert document["problems"][0]["what"] == "target cpu"
+    assert len(document["problems"]) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("model", "sm", "node_named", "advice"),
+    [
+        (product(), 75, "MatMul (product)", "export with `--target tensorrt --precision fp16`"),
+        (product(TensorProto.BFLOAT16), 75, "the graph", "bf16 needs SM 80 or later"),
+        (quantized(FP8, weight_kind=FP8), 86, "the graph", "fp8 needs SM 89 or later"),
+        (graph([node("Foo", ["x"], ["y"], name="foo")]), 89, "Foo (foo)", "TensorRT has not this op"),
+        (graph([node("Add", ["x", "w"], ["y"], name="sum")], [tensor("w", [1.0] * 32, HALF)]), 89, "Add (sum)", "put a Cast"),
+    ],
+    ids=["float32 on SM 75", "bfloat16 on SM 75", "fp8 on SM 86", "no such op", "mixed types"],
+)  # fmt: skip
+def test_what_the_compiler_refuses_names_the_node_and_what_to_change(
+    model: onnx.ModelProto, sm: int, node_named: str, advice: str, tmp_path: Path
+):
+    (line,) = refusals(trt(saved(model, tmp_path), sm=sm))
+    assert f": {node_named}: tensorrt-rtx says: " in line
+    assert advice in line
+    assert "/_src/" not in line
+
+
+def test_our_own_float32_file_is_refused_for_sm_75_and_built_for_the_others(tiny_model: Path):
+    (line,) = refusals(trt(tiny_model, sm=75))
+    assert "FP32 GEMM is not supported" in line
+    for sm in (80, 86, 120, 121):
+        assert trt(tiny_model, sm=sm).exit_code == 0
+
+
+# --- a compiler that breaks down
+
+
+def crashing(folder: Path) -> Path:
+    """tensorrt-rtx 1.7 ends with a segmentation fault over attention whose queries and keys are one value."""
+    return saved(graph([node("Attention", ["x", "x", "x"], ["y"], q_num_heads=2, kv_num_heads=2)], kind=HALF, opset=23), folder)
+
+
+def test_a_crash_of_the_compiler_is_one_line(tmp_path: Path):
+    result = run_apart("vit-trt", crashing(tmp_path), "--sm", "89", "--json")
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1
+    assert "tensorrt-rtx itself broke down over it (SIGSEGV" in result.stderr
+    assert json.loads(result.stdout)["exit_code"] == 3
+
+
+def fake(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that only this test has."""
+    (folder / "tensorrt_rtx").mkdir()
+    (folder / "tensorrt_rtx" / "__init__.py").write_text(f"class ILogger: ...\nclass OnnxParser: ...\ndef Builder(log):\n    {body}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_a_compiler_that_hangs_is_ended(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake(tmp_path, f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)", monkeypatch)
+    message = failed(trt(tiny_model, "--timeout", "1.5"), 4)
+    assert message == "no engine within 1.5 s; give it more with --timeout, or lower --optimization-level"
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+def test_a_compiler_that_is_killed_is_told_to_want_memory(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", monkeypatch)
+    assert "was killed while it built, most likely for want of memory" in failed(trt(tiny_model), 4)
+
+
+def test_a_compiler_that_takes_all_memory_is_ended(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake(tmp_path, "import time; time.sleep(600)", monkeypatch)
+    monkeypatch.setattr(engine, "available_memory", lambda: 1 << 20)
+    with pytest.raises(MachineError, match="has left 1 MB of memory"):
+        build(tiny_model, sm=89)
+
+
+def test_an_interrupted_command_takes_the_compiler_with_it(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "tensorrt_rtx").mkdir()
+    wait = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    (tmp_path / "tensorrt_rtx" / "__init__.py").write_text(wait)
+    code = f"from {MODULES['vit-trt']} import main; main(prog_name='vit-trt')"
+    out = tmp_path / "x.engine"
+    command = subprocess.Popen(
+        [sys.executable, "-c", code, str(tiny_model), "--sm", "89", "--out", str(out)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.pathsep.join(sys.path)}"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert command.returncode == 130
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert contents(tmp_path) == {"tensorrt_rtx", "pid"}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- a GPU
+
+
+@pytest.mark.gpu
+def test_tensorrt_builds_for_the_gpu_that_is_here(tiny_model: Path, tmp_path: Path):
+    if not engine.is_there(TENSORRT):
+        pytest.skip("tensorrt is not installed")
+    cache = tmp_path / "timing.cache"
+    for _ in range(2):  # the second time with the timings of the first
+        document: Any = document_of(run("vit-trt", tiny_model, "--json", "--timing-cache", cache))
+        assert document["compiler"] == "tensorrt"
+        assert document["layers"]
+        assert cache.stat().st_size > 0
+    cache.write_bytes(b"no cache")
+    with pytest.raises(ModelError, match="is no timing cache"):
+        build(tiny_model, timing_cache=cache)
