@@ -307,8 +307,9 @@ def test_the_linter_s_lines_come_one_by_one(tiny_int8: Path):
         (quantized(FP8, weight_kind=FP8), 86, "the graph", "fp8 needs SM 89 or later"),
         (graph([node("Foo", ["x"], ["y"], name="foo")]), 89, "Foo (foo)", "TensorRT has not this op"),
         (graph([node("Add", ["x", "w"], ["y"], name="sum")], [tensor("w", [1.0] * 32, HALF)]), 89, "Add (sum)", "put a Cast"),
+        (graph([node("Add", ["x", "none"], ["y"])]), 89, "Add (node_of_y)", "export it with `vit-export --target tensorrt`"),
     ],
-    ids=["float32 on SM 75", "bfloat16 on SM 75", "fp8 on SM 86", "no such op", "mixed types"],
+    ids=["float32 on SM 75", "bfloat16 on SM 75", "fp8 on SM 86", "no such op", "mixed types", "a value that nobody makes"],
 )  # fmt: skip
 def test_what_the_compiler_refuses_names_the_node_and_what_to_change(
     model: onnx.ModelProto, sm: int, node_named: str, advice: str, tmp_path: Path

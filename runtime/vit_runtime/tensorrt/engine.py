@@ -292,7 +292,7 @@ def _listen(answers: IO[bytes], timeout: float, tell: Tell) -> dict[str, Any] | 
                 tell(document["phase"], document["step"], document["steps"])
 
 
-def _blame(failed: Mapping[str, str], path: Path, manifest: Manifest | None, compiler: Compiler) -> Exception:
+def _blame(failed: Mapping[str, Any], path: Path, manifest: Manifest | None, compiler: Compiler) -> Exception:
     reason = _plain(failed["reason"])
     if failed["kind"] == "usage":
         return InputError(reason)
@@ -310,10 +310,12 @@ def _blame(failed: Mapping[str, str], path: Path, manifest: Manifest | None, com
     advice = next((text.format(same=same) for pattern, text in ADVICE if re.search(pattern, reason)), "")
     if not advice:
         advice = "please report it, with this line and the command that made the file" if ours else same
-    name, op = failed["node"], failed["op"]
+    name, op, nodes = failed["node"], failed["op"], read_graph(path).nodes
     if found := re.search(r"Cannot compile operation '([^']*?)(?:_U\d+)?'", reason):
         name = found[1]
-        op = next((node.op for node in read_graph(path).nodes if node_name(node) == name), "")
+        op = next((node.op for node in nodes if node_name(node) == name), "")
+    elif not name and 0 <= failed["index"] < len(nodes) and nodes[failed["index"]].op == op:
+        name = node_name(nodes[failed["index"]])
     return RefusedError(path, [Problem(op or "the graph", 1, (name,) if name else (), f"{compiler.name} says: {reason}", advice)])
 
 

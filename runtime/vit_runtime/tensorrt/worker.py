@@ -25,12 +25,13 @@ MIB = 1 << 20
 class FailedError(Exception):
     """Why there is no engine.
 
-    `kind` is what is to blame: "file", "usage", "machine" or "disk"; `node` and `op` where the compiler names them, or a file.
+    `kind` is what is to blame: "file", "usage", "machine" or "disk"; `node`, `op` and the node's `index` where the compiler tells them,
+    and on a full disk `node` is the file.
     """
 
-    def __init__(self, kind: str, reason: str, node: str = "", op: str = "") -> None:
+    def __init__(self, kind: str, reason: str, node: str = "", op: str = "", index: int = -1) -> None:
         super().__init__(reason)
-        self.document = {"kind": kind, "reason": reason, "node": node, "op": op}
+        self.document = {"kind": kind, "reason": reason, "node": node, "op": op, "index": index}
 
 
 def main() -> None:
@@ -174,7 +175,7 @@ def _write(path: str, content: Any) -> None:
 
 def _refused(parser: Any) -> FailedError:
     error = parser.get_error(0)
-    return FailedError("file", error.desc(), error.node_name(), error.node_operator())
+    return FailedError("file", error.desc(), error.node_name(), error.node_operator(), error.node())
 
 
 def _inspect(trt: Any, engine: Any, log: Any) -> str:
