@@ -20,7 +20,7 @@ from vit_runtime.engine_cache import EngineCache, default_folder, file_digest, n
 from vit_runtime.errors import InputError, ModelError, ProviderError
 from vit_runtime.gpu_options import GpuOptions, buckets, cache_options, cuda_options, engine_key, image_sizes, tensorrt_options, timing_key
 from vit_runtime.manifest import Manifest
-from vit_runtime.obstacle import Obstacle
+from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.providers import NodePlacement, create_session, node_placement, require
 
@@ -71,7 +71,11 @@ def open_gpu(
     else:
         session = _open_tensorrt(path, manifest, file, threads, options, cache_dir, tell)
     check_placement(path, provider, node_placement(session))
-    return GpuSession(session, provider, manifest, file, options)
+    try:
+        return GpuSession(session, provider, manifest, file, options)
+    except Exception as error:  # of the first runs, those that are recorded
+        remedy = "take a smaller max_batch, or load it without cuda_graph"
+        raise ProviderError(f"{path}: {provider} cannot record CUDA graphs of it ({one_line(error)}); {remedy}") from error
 
 
 def foreign_ops(op_counts: Mapping[str, int]) -> list[str]:

@@ -81,24 +81,12 @@ class Model:
         Raises: InputError for another dtype or shape, NaN or Inf, or a batch above max_batch; SessionError after a fork, or if the provider
         fails; ModelError if an output has another shape than the file says.
         """
-        if not isinstance(pixel_values, DeviceBatch):
-            self._check(pixel_values)
-        elif isinstance(self._session, GpuSession):
-            self._session.check(pixel_values)
-        else:
-            raise InputError(f"got a batch on a GPU for provider {self.provider!r}, expected a numpy array of float32")
-        if os.getpid() != self._process:
-            raise SessionError(
-                "this model was loaded before the process forked, and its threads stayed behind; call vit_runtime.load in the child"
-            )
+        self._check(pixel_values)
         names = [output.name for output in self.manifest.outputs]
         try:
             values = self._session.run(names, {self.manifest.input_name: pixel_values})
         except Exception as error:
-            if self.provider in GPU_PROVIDERS and out_of_memory(error):
-                raise SessionError(_no_memory(self.provider, len(pixel_values), error)) from error
-            remedy = "ask `vit-doctor`" if self.provider in GPU_PROVIDERS else "try a smaller batch"
-            raise SessionError(f"{self.provider} failed on a batch of {len(pixel_values)}: {one_line(error)}; {remedy}") from error
+            raise self._failure(len(pixel_values), error) from error
         for output, value in zip(self.manifest.outputs, values, strict=True):
             shape = (len(pixel_values), *output.shape[1:])
             if not _fits(value.shape, shape):
@@ -117,16 +105,22 @@ class Model:
     def to_device(self, pixel_values: Floats) -> DeviceBatch:
         """Copy a batch to the GPU, where it stays as long as the result is held: for running it more than once, without cuda_graph.
 
-        Raises: InputError as `run`, and for a provider without a GPU.
+        Raises: InputError and SessionError as `run`, InputError for a provider without a GPU.
         """
-        self._check(pixel_values)
         if not isinstance(self._session, GpuSession):
             raise InputError(f"got a batch to put on a GPU for provider {self.provider!r}, expected 'cuda' or 'tensorrt'")
-        return self._session.to_device(pixel_values)
+        self._check(pixel_values)
+        try:
+            return self._session.to_device(pixel_values)
+        except Exception as error:
+            raise self._failure(len(pixel_values), error) from error
 
     def _check(self, pixel_values: Any) -> None:
-        """Raises: InputError for what the network cannot take."""
-        if not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32:
+        """Raises: InputError for what the network cannot take, SessionError after a fork."""
+        on_device = isinstance(pixel_values, DeviceBatch)
+        if on_device and not isinstance(self._session, GpuSession):
+            raise InputError(f"got a batch on a GPU for provider {self.provider!r}, expected a numpy array of float32")
+        if not on_device and (not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32):
             got = pixel_values.dtype if isinstance(pixel_values, np.ndarray) else type(pixel_values).__name__
             raise InputError(f"got pixel values of {got}, expected a numpy array of float32; use .astype(np.float32)")
         if not self._takes(pixel_values.shape):
@@ -134,10 +128,24 @@ class Model:
             if self.manifest.multiple_of is not None:
                 wanted += f" with height and width in multiples of {self.manifest.multiple_of}"
             raise InputError(f"got pixel values of shape {pixel_values.shape}, expected {wanted}; `predict` resizes images")
-        if not np.isfinite(pixel_values).all():
+        if not on_device and not np.isfinite(pixel_values).all():
             raise InputError("got pixel values with NaN or Inf in them, expected finite numbers; check how they were prepared")
         if isinstance(self._session, GpuSession):
             self._session.check(pixel_values)
+        if os.getpid() != self._process:
+            raise SessionError(
+                "this model was loaded before the process forked, and its threads stayed behind; call vit_runtime.load in the child"
+            )
+
+    def _failure(self, batch: int, error: Exception) -> SessionError:
+        """What the provider failed with on a batch, and what to do."""
+        if self.provider not in GPU_PROVIDERS:
+            return SessionError(f"{self.provider} failed on a batch of {batch}: {one_line(error)}; try a smaller batch")
+        if not out_of_memory(error):
+            return SessionError(f"{self.provider} failed on a batch of {batch}: {one_line(error)}; ask `vit-doctor`")
+        smaller = f"run at most {batch // 2} images together, " if batch > 1 else ""
+        remedy = f"{smaller}free what `nvidia-smi` shows in use, or export in half precision"
+        return SessionError(f"{self.provider} ran out of memory on a batch of {batch} ({one_line(error)}); {remedy}")
 
     @overload
     def predict(self, images: ImageInput, batch_size: int | None = ...) -> Prediction: ...
@@ -219,13 +227,6 @@ def no_features(manifest: Manifest, verb: str) -> str:
     return f"has outputs {names} and no embedding to {verb}; export it with --outputs embedding"
 
 
-def _no_memory(provider: str, batch: int, error: Exception) -> str:
-    """That a GPU's memory ran out while it ran, and what to do."""
-    smaller = f"run at most {batch // 2} images together, " if batch > 1 else ""
-    free = "free what `nvidia-smi` shows in use, or export in half precision"
-    return f"{provider} ran out of memory on a batch of {batch} ({one_line(error)}); {smaller}{free}"
-
-
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     """Whether a shape has the sizes that are numbers in `wanted`, and as many as it."""
     return len(shape) == len(wanted) and all(isinstance(size, str) or size == found for found, size in zip(shape, wanted, strict=True))
@@ -259,14 +260,15 @@ def load(
     options = GpuOptions(device_id, max_batch, cuda_graph, stream)
     check_options(provider, options, cache_dir)
     manifest, file = read_manifest(file_path)
-    wanted, session, chosen = manifest.execution, None, provider
-    if provider not in GPU_PROVIDERS:
+    session: Any
+    if provider in GPU_PROVIDERS:
+        session, chosen = open_gpu(file_path, manifest, file, provider, threads, options, folder, tell), provider
+    else:
+        wanted = manifest.execution
         arithmetic = Arithmetic(wanted.bf16, wanted.int8_group)
         session, chosen = create_session(
             file_path, provider, threads, made_for=wanted.provider, arithmetic=arithmetic, cache_dir=named_folder(folder)
         )
-    if chosen == "cuda" and session is not None:  # which "auto" has taken
-        session = GpuSession(session, chosen, manifest, file, options)
-    if session is None:
-        session = open_gpu(file_path, manifest, file, provider, threads, options, folder, tell)
+        if chosen == "cuda":  # which "auto" has taken
+            session = GpuSession(session, chosen, manifest, file, options)
     return Model(file_path, manifest, file, session, chosen, threads or physical_cores())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import inputs
+from helpers import assert_refused_after_a_fork, inputs
 
 import vit_runtime as vit
 from vit_runtime.errors import InputError, ModelError, ProviderError
@@ -69,6 +69,26 @@ def test_without_a_gpu_there_is_no_device_to_put_a_batch_on(honest: Model, plain
         honest.to_device(inputs(1))
     with pytest.raises(InputError, match="got a batch on a GPU for provider 'cpu'"):
         honest.run(plain.to_device(inputs(1)))
+
+
+def test_a_batch_on_the_device_of_another_shape_is_refused(plain: Model):
+    batch = replace(plain.to_device(inputs(1)), shape=(1, 3, 40, 32))
+    with pytest.raises(InputError, match=r"got pixel values of shape \(1, 3, 40, 32\)"):
+        plain.run(batch)
+
+
+def test_a_batch_that_cannot_be_put_on_the_device_is_one_line(tiny_model: Path):
+    """As one that a GPU has no room for: onnxruntime for CPUs has no GPU at all."""
+    manifest, file = read_manifest(tiny_model)
+    session = GpuSession(create_session(tiny_model, "cpu")[0], "cuda", manifest, file, NOTHING_ASKED, device="cuda")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime was built with CUDA")
+    with pytest.raises(vit.SessionError, match=r"^cuda failed on a batch of 2: .*; ask `vit-doctor`$"):
+        Model(tiny_model, manifest, file, session, "cuda", 1).to_device(inputs(2))
+
+
+def test_after_a_fork_a_gpus_model_says_so(plain: Model):
+    assert_refused_after_a_fork(lambda: plain.run(inputs(1)))
 
 
 @pytest.mark.parametrize("model", ["honest", "plain", "recorded"])
