@@ -41,6 +41,8 @@ h2 { margin-top: 2.5rem; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 0.75rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
+td { white-space: nowrap }
+td:last-child { white-space: normal }
 figure { display: inline-block; margin: 0 1.5rem 1rem 0; vertical-align: top; width: 10rem }
 figcaption { font-size: 0.85rem }
 img { image-rendering: pixelated; width: 10rem; border: 1px solid var(--line) }
