@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
 import re
-import selectors
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ Tell = Callable[[str, int, int], None]
 
 # What the compiler says, and what to do about it; {same} is the command that exports this network again.
 ADVICE: tuple[tuple[str, str], ...] = (
-    (r"FP32 GEMM is not supported", "SM 75 has no products in float32 here: export with `--target tensorrt --precision fp16`"),
+    (r"FP32 GEMM is not supported", "no products in float32 for SM 75: export with `--target tensorrt --precision fp16` or int8"),
     (r"HW-specific datatypes: fp8", "fp8 needs SM 89 or later: export with `--target tensorrt --precision int8` or fp16 for this GPU"),
     (r"HW-specific datatypes: b16", "bf16 needs SM 80 or later: export with `--target tensorrt --precision fp16` for this GPU"),
     (r"Attention operation was not supported", "the Attention op has no kernel like this: export with --opset 22 or earlier, or in fp16"),
@@ -237,27 +238,28 @@ def _run(request: Mapping[str, Any], compiler: Compiler, timeout: float, tell: T
             )
         except OSError as error:
             raise MachineError(f"the compiler's process cannot be started ({one_line(error)}); let this process start others") from error
+        assert child.stdin is not None  # for mypy: they are pipes
+        assert child.stdout is not None
+        lines = queue.SimpleQueue[bytes | None]()
+        reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)  # Windows waits for pipes only so
+        reader.start()
+        answer = None
         try:
-            assert child.stdin is not None  # for mypy: it is a pipe
-            assert child.stdout is not None
-            child.stdin.write(json.dumps(request).encode())
-            child.stdin.close()
-            answer = _listen(child.stdout, timeout, tell)
-            child.wait(timeout=60)
-        except BrokenPipeError:  # it has ended before it had read the request
-            answer = None
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(BrokenPipeError), child.stdin:  # it may end before it has read the request
+                child.stdin.write(json.dumps(request).encode())
+            answer = _listen(lines, timeout, tell)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=60)
         finally:
             child.kill()
             child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+            reader.join()
+            child.stdout.close()
         if answer is not None:
             return answer
         if found := load(compiler):
             raise MachineError(str(found))
-        if child.returncode == -signal.SIGKILL:
+        if child.returncode == -9:  # SIGKILL
             raise MachineError(f"{compiler.name} was killed while it built, most likely for want of memory; build on a machine with more")
         said.seek(0)
         how = ending(child.returncode, said.read().decode("utf-8", "replace"))
@@ -267,29 +269,32 @@ def _run(request: Mapping[str, Any], compiler: Compiler, timeout: float, tell: T
     )
 
 
-def _listen(answers: IO[bytes], timeout: float, tell: Tell) -> dict[str, Any] | None:
-    """The last line, None if there is none. Raises: MachineError when the time or the memory is up."""
-    deadline, buffer = time.monotonic() + timeout, b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(answers, selectors.EVENT_READ)
-        while True:
-            ready = selector.select(timeout=0.5)
-            if time.monotonic() > deadline:
-                raise MachineError(f"no engine within {timeout:g} s; give it more with --timeout, or lower --optimization-level")
-            free = available_memory()
-            if free is not None and free < MIN_MEMORY:
-                raise MachineError(f"the compiler has left {megabytes(free)} of memory; build on a machine with more, or a smaller network")
-            if not ready:
-                continue
-            piece = os.read(answers.fileno(), 1 << 16)
-            if not piece:
-                return None
-            *lines, buffer = (buffer + piece).split(b"\n")
-            for line in lines:
-                document = json.loads(line)
-                if "phase" not in document:
-                    return dict(document)
-                tell(document["phase"], document["step"], document["steps"])
+def _read_lines(answers: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    """Pass lines on; None at the end."""
+    for line in answers:
+        lines.put(line)
+    lines.put(None)
+
+
+def _listen(lines: queue.SimpleQueue[bytes | None], timeout: float, tell: Tell) -> dict[str, Any] | None:
+    """The child's answer, None if it ends without. Raises: MachineError when the time or the memory is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if time.monotonic() > deadline:
+            raise MachineError(f"no engine within {timeout:g} s; give it more with --timeout, or lower --optimization-level")
+        free = available_memory()
+        if free is not None and free < MIN_MEMORY:
+            raise MachineError(f"the compiler has left {megabytes(free)} of memory; build on a machine with more, or a smaller network")
+        try:
+            line = lines.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        if line is None or not line.endswith(b"\n"):  # it ended, in the middle of a line even
+            return None
+        document = json.loads(line)
+        if "phase" not in document:
+            return dict(document)
+        tell(document["phase"], document["step"], document["steps"])
 
 
 def _blame(failed: Mapping[str, Any], path: Path, manifest: Manifest | None, compiler: Compiler) -> Exception:
