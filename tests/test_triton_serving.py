@@ -254,7 +254,6 @@ def test_perf_analyzer_drives_it(server, pictures, protocol):
     before = sum(size * count for size, count in executions(server, "digits").items())
     found = server.perf("digits_image", pictures["digits"], protocol, concurrency=4, requests=200)
     assert 0 < found["p50_ms"] <= found["p95_ms"]
-    assert found["requests_a_second"] > 0
     assert sum(size * count for size, count in executions(server, "digits").items()) - before >= 200
 
 
