@@ -45,11 +45,14 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the random weights.")
 @click.option("--outputs", help="Some of logits,embedding,tokens,attention [default: logits,embedding].")
 @click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line, in the order of the logits.")
-@click.option("--target", help="What the file is made for: portable, cpu (onnxruntime) or openvino [default: portable].")
+@click.option(
+    "--target",
+    help="What the file is made for: portable, cpu (onnxruntime), openvino, cuda (onnxruntime on a GPU) or tensorrt [default: portable].",
+)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int8-static", "int4w"]),
-    help="Of weights and products; int8-static measures its scales on images [default: fp32].",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int8-static", "int4w", "fp8"]),
+    help="Of weights and products; int8-static, and int8 and fp8 of tensorrt, measure scales on images [default: fp32].",
 )
 @click.option("--calibrate", type=click.Path(path_type=Path), help="A folder of images: every second one calibrates, the others judge.")
 @click.option(
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
 @click.option("--tune", is_flag=True, help="Export and time everything that may be fast on this machine, and keep the best.")
 @click.option("--batch-sizes", metavar="N,...", help="With --tune: the batch sizes that count [default: 1].")
 @click.option("--threads", type=click.IntRange(1), help="With --tune: CPU threads [default: the physical cores].")
-@click.option("--opset", type=int, help="Version of the ONNX operators [default: the target's: 18, or 20 for cpu and openvino].")
+@click.option("--opset", type=int, help="Version of the ONNX operators [default: the target's: 18 for portable, else 20].")
 @click.option("--simplify/--no-simplify", default=True, show_default=True, help="Whether to simplify the graph.")
 @click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Whether to prove the file against float64 PyTorch and record it."
@@ -270,11 +273,22 @@ def _summary(report: ExportReport) -> str:
     for kept in manifest.build["kept"]:
         gain = f": mean cosine {kept['before']:.5f} -> {kept['after']:.5f}" if kept["before"] is not None else ""
         lines.append(f"  kept    {kept['layer']} in higher precision{gain}")
+    lines += _islands(manifest.build["islands"])
     lines.append(f"  cost    {report.seconds:.1f} s, peak memory {megabytes(report.peak_memory)}")
     out = shlex.quote(str(report.out))
     embeddings = " --embeddings out.npz" if manifest.class_scores is None and manifest.features else ""
     lines.append(f"next: vit-predict {out} IMAGE{embeddings}   or   vit-parity {out}")
     return "\n".join(lines)
+
+
+def _islands(islands: Sequence[Mapping[str, Any]], shown: int = 3) -> list[str]:
+    """What stays in float32, by the values that are why: a line each for the first of them."""
+    if not islands:
+        return []
+    whys = dict.fromkeys((each["value"], each["largest"], each["reason"]) for each in islands)
+    lines = [f"  float32 {len(islands)} nodes, because float16 cannot hold what they compute:"]
+    lines += [f"          {value} up to {largest} ({reason})" for value, largest, reason in list(whys)[:shown]]
+    return [*lines, *([f"          and {len(whys) - shown} other values; vit-info lists the nodes"] if len(whys) > shown else [])]
 
 
 def _parity(report: Report, sizes: bool) -> str:
@@ -285,7 +299,10 @@ def _parity(report: Report, sizes: bool) -> str:
     at = f"at batch sizes {batches}{f' and image sizes {images}' if sizes else ''}"
     if isinstance(limits, Limits):
         return f"passed: at most {worst.rms_floors:.2f}x PyTorch's own float32 error {where} {limits.rms:g}x) {at}"
-    return f"golden images: cosine at least {worst.accuracy.cosine_min:.4f} {where} {limits[worst.output].cosine:g}) {at}"
+    from vit_exporter.targets import SIMULATION
+
+    simulated = ", simulated on the CPU" if worst.provider == SIMULATION else ""
+    return f"golden images{simulated}: cosine at least {worst.accuracy.cosine_min:.4f} {where} {limits[worst.output].cosine:g}) {at}"
 
 
 def _accuracy(outputs: Mapping[str, Accuracy]) -> str:

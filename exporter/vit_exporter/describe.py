@@ -8,9 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vit_exporter.precision.calibration import ImageSet
+from vit_exporter.precision.ranges import Island
 from vit_exporter.precision.sensitivity import Kept
 from vit_exporter.source import Source
 from vit_exporter.spec import ExportSpec
+from vit_exporter.targets import TARGETS
 from vit_exporter.trace import BATCH, INPUT, PATCHES, TOKENS
 from vit_models import ViT, ViTConfig
 from vit_runtime.manifest import Execution, Manifest, Output
@@ -50,16 +52,23 @@ def manifest_of(source: Source, prepared: Preprocessing, execution: Execution = 
 
 
 def build_of(
-    spec: ExportSpec, traced: dict[str, int], passes: list[dict[str, Any]], kept: Sequence[Kept], images: ImageSet | None
+    spec: ExportSpec,
+    traced: dict[str, int],
+    passes: list[dict[str, Any]],
+    kept: Sequence[Kept],
+    islands: Sequence[Island],
+    images: ImageSet | None,
 ) -> dict[str, Any]:
     """How the file was made, for people: `traced` are the ops as torch's exporter left them."""
     tools = [*TOOLS, *(["nncf"] if spec.precision == "int8-static" else []), *(["openvino"] if spec.target == "openvino" else [])]
+    measured = TARGETS[spec.target].measures(spec.precision)
     return {
         "opset": spec.written_opset,
         "target": spec.target,
         "precision": spec.precision,
         "token_split": list(spec.token_split) or None,
-        "calibration": images.to_dict() if images is not None and spec.precision == "int8-static" else None,
+        "calibration": images.to_dict() if images is not None and measured else None,
+        "islands": [each.to_dict() for each in islands],
         "kept": [{"layer": each.layer, "before": _digits(each.before), "after": _digits(each.after)} for each in kept],
         "traced": traced,
         "passes": passes,

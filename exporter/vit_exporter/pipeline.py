@@ -23,16 +23,17 @@ from vit_exporter.precision.calibration import ImageSet, load_images
 from vit_exporter.precision.reduce import Judge, Reduced, execution_of, reduce
 from vit_exporter.precision.sensitivity import Budget
 from vit_exporter.precision.speed import advice, times_faster
-from vit_exporter.reference import extreme_record, float32_outputs, golden_record, in_chunks, other_sizes
+from vit_exporter.reference import GOLDEN_SEED, extreme_record, float32_outputs, golden_count, golden_record, in_chunks, other_sizes
 from vit_exporter.source import Source, VerificationError
-from vit_exporter.spec import ExportSpec
-from vit_exporter.targets import TARGETS, Target, check_split
+from vit_exporter.spec import SEARCHED, ExportSpec
+from vit_exporter.targets import SIMULATION, TARGETS, Target, check_split
 from vit_exporter.trace import INPUT, trace
 from vit_exporter.verification import ANY_EXACT, PassCheck, check_memory, describe_report, to_parity, verify
 from vit_exporter.writer import ONE_FILE_LIMIT, append_metadata, check_out, staging, weight_bytes, write_model
 from vit_models import ViT
 from vit_models.memory import hand_back
 from vit_runtime.errors import InputError
+from vit_runtime.golden import golden_images
 from vit_runtime.manifest import KEY, Golden, Judged, Manifest, read_manifest
 from vit_runtime.memory import peak_memory
 from vit_runtime.obstacle import Obstacle
@@ -123,7 +124,7 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
         detail.append(f"{nodes_before} -> {len(graph.graph)} nodes" if applied else "left out")
     gc.collect()
     hand_back()
-    if not spec.verify_passes and (spec.verify or source.read is None or spec.precision == "int8-static"):
+    if not spec.verify_passes and (spec.verify or source.read is None or target.measures(spec.precision)):
         source.fill()  # else the weights are read one at a time, while they are written
     if spec.verify:
         goldens = goldens or _references(source, steps)
@@ -139,7 +140,7 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
         resized=resized(prepared) if spec.verify else None,
         checkpoint=checkpoint,
     )
-    provider = target.provider
+    provider = target.verifier(spec.precision)
     if provider == "openvino" and spec.verify and isinstance(find_openvino(), Obstacle):
         provider = "cpu"
         notes = (*notes, "OpenVINO is not installed here, so onnxruntime verified the file; pip install 'vit-deploy[openvino]'")
@@ -147,13 +148,14 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
     with ExitStack() as stack:
         exact = Path(stack.enter_context(tempfile.TemporaryDirectory()), "exact.onnx")
         if images is not None:
-            if spec.verify or spec.precision == "int8-static":  # else nothing looks at them
+            if spec.verify or target.measures(spec.precision):  # else nothing looks at them
                 notes = (*notes, *images.notes)
             if spec.verify:
                 _check_exact(exact, graph, manifest, spec, provider, steps)
             reduced, judge = _reduce(graph, source, images, manifest, spec, provider, steps)
         graph, split = apply(reduced.graph, _split(spec))
-        manifest = dataclasses.replace(manifest, build=build_of(spec, traced, [*applied, *reduced.passes, *split], reduced.kept, images))
+        done = [*applied, *reduced.passes, *split]
+        manifest = dataclasses.replace(manifest, build=build_of(spec, traced, done, reduced.kept, reduced.islands, images))
         nodes_after, needed = len(graph.graph), weight_bytes(graph)
         external = spec.external_data or needed > ONE_FILE_LIMIT
         with staging(spec.out, spec.force, needed) as staged:
@@ -171,7 +173,7 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
                     detail.append(describe_report(report))
             append_metadata(staged, KEY, manifest.to_json())
             read_manifest(staged)
-            if spec.compare_speed and exact.exists():
+            if spec.compare_speed and exact.exists() and not target.on_gpu:
                 with steps.step("compare") as detail:
                     faster = times_faster(exact, staged, provider, manifest)
                     detail.append(f"{faster:.2f} times as fast as in float32")
@@ -197,8 +199,8 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
 def _check_network(model: ViT, spec: ExportSpec, target: Target) -> None:
     """Raises: InputError for options that this network is not for, MachineError where verifying it takes more memory than there is."""
     check_split(target, spec.token_split, model.config.num_tokens)
-    if model.dynamic_size and (spec.token_split or spec.precision == "int8-static"):
-        raise InputError("got a free image size with --token-split or int8-static, which are for one size; give --img-size instead")
+    if model.dynamic_size and (spec.token_split or (target.measures(spec.precision) and spec.precision in SEARCHED)):
+        raise InputError("got a free image size with --token-split or static scales, which are for one size; give --img-size instead")
     if spec.verify:
         check_memory(model.config)
 
@@ -239,7 +241,8 @@ def _check_exact(path: Path, graph: ir.Model, manifest: Manifest, spec: ExportSp
     with steps.step("check") as detail:
         graph, _ = apply(graph.clone(), _split(spec))
         write_model(path, graph, external=weight_bytes(graph) > ONE_FILE_LIMIT)
-        report = verify(path, dataclasses.replace(manifest, execution=ANY_EXACT), provider, reduced=False)
+        runs_on = "cpu" if provider == SIMULATION else provider
+        report = verify(path, dataclasses.replace(manifest, execution=ANY_EXACT), runs_on, reduced=False)
         detail.append(f"in float32: {describe_report(report)}")
 
 
@@ -252,12 +255,23 @@ def _reduce(
         prepared = manifest.preprocessing
         if spec.verify:
             judges = _judges(source, images, prepared, provider, manifest)
-        calibrate = normalize(images.calibrate, prepared)
-        target, tell = TARGETS[spec.target], steps.tell
-        reduced = reduce(graph, target, spec.precision, calibrate, spec.keep, judges, budget, lambda text: tell("reduce", text, False))
-        detail.append(
-            f"{spec.precision}, {len(reduced.graph.graph)} nodes" + (f", {len(reduced.kept)} layers kept" if budget or reduced.kept else "")
+        config = source.model.config
+        held_against = golden_images(GOLDEN_SEED, golden_count(config), *config.img_size, config.in_chans)
+        calibrate, golden = (normalize(pixels, prepared) for pixels in (images.calibrate, held_against))
+        reduced = reduce(
+            graph,
+            TARGETS[spec.target],
+            spec.precision,
+            calibrate,
+            spec.keep,
+            judges,
+            budget,
+            lambda text: steps.tell("reduce", text, False),
+            golden,
         )
+        detail.append(f"{spec.precision}, {len(reduced.graph.graph)} nodes")
+        detail += [f"{len(reduced.kept)} layers kept"] if budget or reduced.kept else []
+        detail += [f"{len(reduced.islands)} of them kept in float32"] if reduced.islands else []
     return reduced, judges[1] if judges else None
 
 

@@ -13,7 +13,7 @@ from vit_runtime.errors import InputError
 MIN_OPSET = 18  # torch's exporter writes its graphs in opset 18 and later
 MAX_OPSET = 23  # the newest that torch's exporter is tested with
 
-SEARCHED = ("int8", "int8-static", "int4w")  # precisions in which layers can be kept in a higher one
+SEARCHED = ("int8", "int8-static", "int4w", "fp8")  # precisions in which layers can be kept in a higher one
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class ExportSpec:
             raise InputError(f"got --max-drop, expected it with verification and one of the precisions {', '.join(SEARCHED)}")
         if self.max_drop is not None:
             check_drop(self.max_drop)
-        if self.calibrate is not None and not self.verify and self.precision != "int8-static":
+        if self.calibrate is None and target.on_gpu and self.precision in SEARCHED:
+            raise InputError(
+                f"got precision {self.precision} for target {target.name} without --calibrate, expected a folder of images "
+                "such as the network will see: scales are measured on them"
+            )
+        if self.calibrate is not None and not self.verify and not target.measures(self.precision):
             raise InputError(f"got --calibrate with --no-verify for {self.precision}, which its images would only judge; leave one out")
         if self.keep and self.precision not in SEARCHED:
             raise InputError(f"got --keep for precision {self.precision}, expected it with one of {', '.join(SEARCHED)}")

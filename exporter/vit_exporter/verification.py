@@ -14,15 +14,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vit_exporter.passes.fold_normalization import FoldNormalization
+from vit_exporter.precision.simulation import Simulation
 from vit_exporter.source import VerificationError
+from vit_exporter.targets import SIMULATION
 from vit_exporter.trace import INPUT
 from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
 from vit_models import ViTConfig
 from vit_runtime.errors import MachineError
+from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Error, Execution, Limits, Manifest, Measured, Nearness, Parity, ReducedLimits
 from vit_runtime.memory import available_memory
 from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.parity import FLOAT32_LIMITS, Check, Report, check_record
+from vit_runtime.preprocess import normalize
 from vit_runtime.providers import create_session
 
 # Of reduced precision: a file may lose twice as much on another machine as it did when it was made, and this much at least: of the cosine,
@@ -30,6 +34,7 @@ from vit_runtime.providers import create_session
 SLACK, LEAST_LOSS, LEAST_DIVERGENCE = 2.0, 1e-4, 1e-3
 ANY_EXACT = Execution()  # float32, whichever provider runs it
 USELESS = 0.5  # a mean cosine below which a network computes something else
+HALVES = {"fp16": 0.999, "bf16": 0.99}  # and below which 11 or 8 bits everywhere were too few for this one
 
 
 def check_memory(config: ViTConfig) -> None:
@@ -70,12 +75,11 @@ def check_exact(graph: ir.Model, manifest: Manifest, provider: str) -> Report:
 
 
 def verify(path: Path, manifest: Manifest, provider: str, reduced: bool) -> Report:
-    """The file at `path` against the golden record of what will be its manifest, on that provider.
+    """The file at `path` against the golden record of what will be its manifest, on that provider or simulated.
 
     In reduced precision the report's limits are made of what it found. Raises: VerificationError.
     """
-    execution = manifest.execution
-    session, provider = create_session(path, provider, arithmetic=Arithmetic(execution.bf16, execution.int8_group))
+    session = open_session(path, provider, manifest.execution)
     names = [output.name for output in manifest.outputs]
 
     def run(batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
@@ -84,7 +88,8 @@ def verify(path: Path, manifest: Manifest, provider: str, reduced: bool) -> Repo
 
     if reduced:
         anything = {name: Nearness(-1.0, math.inf if name == manifest.class_scores else None) for name in names}
-        return _held_to_itself(check_record(run, manifest, provider, limits=anything))
+        report = check_record(run, manifest, provider, limits=anything)
+        return _held_to_itself(report, manifest, session if isinstance(session, Simulation) else None)
     report = check_record(run, manifest, provider, limits=FLOAT32_LIMITS)
     if not report.passed:
         worst = next(check for check in report.checks if not check.passed)
@@ -95,17 +100,26 @@ def verify(path: Path, manifest: Manifest, provider: str, reduced: bool) -> Repo
     return report
 
 
-def _held_to_itself(report: Report) -> Report:
+def open_session(path: Path, provider: str, execution: Execution) -> Any:
+    """What runs the file as it is to be judged: a session on the provider, or the simulation."""
+    if provider == SIMULATION:
+        return Simulation(path)
+    return create_session(path, provider, arithmetic=Arithmetic(execution.bf16, execution.int8_group))[0]
+
+
+def _held_to_itself(report: Report, manifest: Manifest, simulation: Simulation | None) -> Report:
     """The checks with limits made of what they found. Raises: VerificationError for a network that is of no use."""
-    held = list[Check]()
+    held, least = list[Check](), HALVES.get(manifest.build["precision"], USELESS) if simulation is not None else USELESS
     for check in report.checks:
         if isinstance(check.limit, Limits):  # of the images' resizing
             held.append(check)
             continue
-        if not check.accuracy.cosine_mean >= USELESS or not np.isfinite(check.error.max):
+        if not check.accuracy.cosine_mean >= least or not np.isfinite(check.error.max):
+            far = simulation.first_far(_golden_input(manifest)) if simulation is not None else None
             raise VerificationError(
-                f"{check.output} at batch size {check.batch_size} has little to do with PyTorch's: a mean cosine of "
-                f"{check.accuracy.cosine_mean:.3g}; nothing was written: take another precision"
+                f"{check.output} at batch size {check.batch_size} has {'too ' if least > USELESS else ''}little to do with PyTorch's: "
+                f"a mean cosine of {check.accuracy.cosine_mean:.3g}, expected at least {least:g}"
+                f"{f' ({far} is the first node to be off by a tenth)' if far else ''}; nothing was written: take another precision"
             )
         same = [each.accuracy for each in report.checks if (each.output, each.inputs) == (check.output, check.inputs)]
         loss = max(SLACK * (1 - each.cosine_min) for each in same)
@@ -117,6 +131,12 @@ def _held_to_itself(report: Report) -> Report:
 
 def _limits_of(checks: Sequence[Check], inputs: str) -> ReducedLimits:
     return {check.output: check.limit for check in checks if check.inputs == inputs and isinstance(check.limit, Nearness)}
+
+
+def _golden_input(manifest: Manifest) -> npt.NDArray[np.float32]:
+    """The first golden image as the graph takes it."""
+    assert manifest.golden is not None  # the report was made of it
+    return normalize(golden_images(manifest.golden.seed, 1, *manifest.image_size, manifest.preprocessing.channels), manifest.preprocessing)
 
 
 def describe_report(report: Report) -> str:

@@ -327,6 +327,10 @@ def _check_build(build: Any) -> None:
         _get(item, "layer", str)
         _number_or_none(item, "before")
         _number_or_none(item, "after")
+    for item in build["islands"]:
+        for entry in ("node", "value", "reason"):
+            _get(item, entry, str)
+        _number_or_none(item, "largest")
     split = build["token_split"]
     if split is not None and not (isinstance(split, list) and all(_is_size(rows) for rows in split)):
         raise ModelError(f"the manifest's build.token_split is {str(split)[:60]!r}, expected whole numbers or null; export the model again")
@@ -603,6 +607,7 @@ _FOR_PEOPLE: tuple[tuple[str, type], ...] = (
     ("build.opset", int),
     ("build.target", str),
     ("build.precision", str),
+    ("build.islands", list),
     ("build.kept", list),
     ("build.calibration", object),
     ("build.token_split", object),

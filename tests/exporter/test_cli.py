@@ -348,8 +348,8 @@ SPLIT = ("--target", "openvino", "--token-split")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "cpuu"], "got target 'cpuu', expected one of portable, cpu, openvino; did you mean 'cpu'?"),
-        (["--target", ""], "got target '', expected one of portable, cpu, openvino"),
+        (["--target", "cpuu"], "got target 'cpuu', expected one of portable, cpu, openvino, cuda, tensorrt; did you mean 'cpu'?"),
+        (["--target", ""], "got target '', expected one of portable, cpu, openvino, cuda, tensorrt"),
         (["--precision", "int4w"], "got precision 'int4w' for target portable, expected one of fp32, .*; --target cpu has it"),
         (["--target", "cpu", "--precision", "bf16"], "got precision 'bf16' for target cpu, .*; --target openvino has it"),
         (["--target", "cpu", "--opset", "17"], "got opset 17, expected 18 to 23: .*; leave --opset out for 20"),

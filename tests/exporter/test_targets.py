@@ -35,7 +35,8 @@ from vit_runtime.parity import FLOAT32_LIMITS, check_record
 from vit_runtime.preprocess import Preprocessing
 
 SIDES = ("target", "precision")
-ALL = [(target.name, precision) for target in TARGETS.values() for precision in target.precisions]
+HERE = [target for target in TARGETS.values() if not target.on_gpu]  # test_gpu_targets.py has the others
+ALL = [(target.name, precision) for target in HERE for precision in target.precisions]
 TWICE = {("portable", "fp16"), ("cpu", "fp16"), ("portable", "int8")}  # made as another target's are, so they may be left to the slow run
 COMBINATIONS = [pytest.param(*each, marks=pytest.mark.slow) if each in TWICE else each for each in ALL]
 REDUCED = [each for each, name in zip(COMBINATIONS, ALL, strict=True) if name[1] != "fp32"]
@@ -135,7 +136,7 @@ def test_reduced_precision_is_as_near_on_other_images_as_its_bits_allow(digits, 
     assert judged.outputs["embedding"].top1 is None
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [target.name for target in HERE])
 def test_a_float32_file_is_not_judged_on_images(digits, target):
     report = digits(target, "fp32")
     assert report.manifest.accuracy is None
@@ -248,7 +249,7 @@ def test_a_file_is_as_small_as_its_precision_promises(digits, target, precision)
 # --- every pass -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(SIDES, [*((target, "fp32") for target in TARGETS), ("portable", "int8-static")])
+@pytest.mark.parametrize(SIDES, [*((target.name, "fp32") for target in HERE), ("portable", "int8-static")])
 def test_after_every_exact_pass_the_graph_was_within_the_floor(digits, target, precision):
     exact = [each for each in digits(target, precision).manifest.build["passes"] if each["name"] not in LAST[precision]]
     assert [each["name"] for each in exact] == passes(target, precision)[: len(exact)]
@@ -417,7 +418,7 @@ def test_a_free_image_size_is_refused_where_one_size_is_needed(tmp_path, options
     model = draw(TINY, None, dynamic_size=True)
     with pytest.raises(InputError) as raised:
         export(lambda: source(model), ExportSpec(tmp_path / "vit.onnx", target="openvino", **options))
-    reason = "got a free image size with --token-split or int8-static, which are for one size; give --img-size instead"
+    reason = "got a free image size with --token-split or static scales, which are for one size; give --img-size instead"
     assert str(raised.value) == reason
     assert not list(tmp_path.iterdir())
 
@@ -481,14 +482,14 @@ def test_where_openvino_is_missing_onnxruntime_verifies_and_this_is_said(tmp_pat
 def test_an_unknown_target_is_answered_with_those_there_are_and_the_nearest(name, hint):
     with pytest.raises(InputError) as raised:
         find_target(name)
-    assert str(raised.value) == f"got target {name!r}, expected one of portable, cpu, openvino{hint}"
+    assert str(raised.value) == f"got target {name!r}, expected one of portable, cpu, openvino, cuda, tensorrt{hint}"
 
 
 @pytest.mark.parametrize(
     ("target", "precision", "instead"),
     [
         ("portable", "int4w", "expected one of fp32, fp16, int8, int8-static; --target cpu has it"),
-        ("portable", "bf16", "expected one of fp32, fp16, int8, int8-static; --target openvino has it"),
+        ("portable", "bf16", "expected one of fp32, fp16, int8, int8-static; --target openvino or cuda or tensorrt has it"),
         ("cpu", "int8-static", "expected one of fp32, fp16, int8, int4w; --target portable or openvino has it"),
         ("openvino", "int4w", "expected one of fp32, fp16, bf16, int8, int8-static; --target cpu has it"),
         ("cpu", "int3", "expected one of fp32, fp16, int8, int4w"),

@@ -134,9 +134,10 @@ def test_the_graph_as_data_is_the_whole_manifest_too(tiny_int8: Path):
 @pytest.mark.parametrize("value", [None, "x", [None], {}], ids=["null", "text", "list", "object"])
 def test_info_prints_whatever_a_manifest_says_or_refuses_it(value: object, tiny_int8: Path, tmp_path: Path):
     """Of how the file was made and judged: no entry of another kind is a traceback."""
-    build = ["token_split", "calibration", "kept", "traced", "passes"]
+    build = ["token_split", "calibration", "islands", "kept", "traced", "passes"]
     places: list[list[str | int]] = [["build", entry] for entry in build]
     places += [["build", "traced", "Add"], ["build", "kept", 0], ["build", "kept", 0, "layer"], ["build", "kept", 0, "before"]]
+    places += [["build", "islands", 0], ["build", "islands", 0, "node"], ["build", "islands", 0, "largest"]]
     places += [["build", "passes", 0, entry] for entry in ("name", "ops", "floors", "nodes_before")] + [
         ["build", "passes", 0, "ops", "Add"]
     ]
@@ -147,6 +148,9 @@ def test_info_prints_whatever_a_manifest_says_or_refuses_it(value: object, tiny_
 
         def change(document: Any, place: list[str | int] = place) -> None:
             document["build"]["kept"] = [{"layer": "blocks.0.mlp.fc2", "before": None, "after": None}]
+            document["build"]["islands"] = [
+                {"node": "blocks.0.mlp.fc2/MatMul", "value": "blocks.0.mlp.fc2/MatMul", "largest": 81200.0, "reason": "overflow"}
+            ]
             *above, last = place
             for key in above:
                 document = document[key]

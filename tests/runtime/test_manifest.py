@@ -86,6 +86,7 @@ def reduced(tiny_int8: Path) -> Document:
     document["build"].update(
         token_split=[9, 8],
         calibration={"source": "photographs", "images": 16},
+        islands=[{"node": "blocks.0.mlp.fc2/MatMul", "value": "blocks.0.mlp.fc2/MatMul", "largest": 81200.0, "reason": "overflow"}],
         kept=[{"layer": "blocks.0.mlp.fc2", "before": 0.97, "after": 0.99}, {"layer": "blocks.1.mlp.fc2", "before": None, "after": None}],
     )
     document["build"]["passes"][0]["floors"] = 1.25
@@ -352,6 +353,7 @@ def test_the_schema_refuses_junk(junk: object, schema: jsonschema.Draft202012Val
         (("build", "passes", 0, "floors"), -1),
         (("build", "token_split"), [17]),
         (("build", "calibration"), {"source": "web", "images": 3}),
+        (("build", "islands"), [{"node": "x", "value": "y", "largest": 1.0, "reason": "none"}]),
         (("build", "kept"), [{"layer": "x", "before": 2, "after": 0.9}]),
     ],
 )
@@ -582,6 +584,8 @@ JUDGED = ("accuracy", "outputs", "logits")
         (("build", "traced", "Add"), "3", "counts nodes in something else than whole numbers"),
         (("build", "passes", 0, "ops", "Add"), None, "counts nodes in something else than whole numbers"),
         (("build", "passes", 0, "floors"), "1", "floors is '1', expected a number"),
+        (("build", "islands", 0), "blocks.0", "manifest has no node"),
+        (("build", "islands", 0, "largest"), "much", "largest is 'much', expected a number"),
         (("build", "kept", 0), "blocks.0", "manifest has no layer"),
         (("build", "kept", 0, "before"), [], "before is '[]', expected a number"),
         (("build", "token_split"), 17, "build.token_split is '17', expected whole numbers or null"),
@@ -603,6 +607,8 @@ def test_a_value_that_cannot_be_in_reduced_precision_is_refused_by_its_name(plac
         (("execution", "int8_group"), 64),
         (("execution", "bf16"), True),
         (("execution", "provider"), "one of tomorrow"),
+        (("build", "islands"), []),
+        (("build", "islands", 0, "largest"), None),
         (("build", "kept"), []),
         (("build", "passes", 0, "floors"), None),
         (("parity", "limits", "embedding", "kl"), 0.5),

@@ -95,7 +95,7 @@ def _biases(graph: ir.Graph, biases: list[ir.Value]) -> ir.Value:
 
     name = f"{(biases[0].name or '').removesuffix('bias').removesuffix('q.')}qkv.bias"
     shape = ir.Shape([sum(tensor.size for tensor in tensors if tensor is not None)])
-    lazy = ir.LazyTensor(together, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+    lazy = ir.LazyTensor(together, dtype=biases[0].dtype or ir.DataType.FLOAT, shape=shape, name=name)
     value = ir.Value(name=name, shape=shape, type=biases[0].type, const_value=lazy)
     graph.register_initializer(value)
     return value

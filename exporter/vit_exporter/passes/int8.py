@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,14 +24,14 @@ class Product:
     layer: str
 
 
-def products(graph: ir.Graph) -> Iterator[Product]:
-    """Every product of a sequence by a float32 weight of its own."""
+def products(graph: ir.Graph, dtypes: Collection[ir.DataType] = (ir.DataType.FLOAT,)) -> Iterator[Product]:
+    """Every product of a sequence by a weight of its own that is of one of these types."""
     for node in tuple(graph):
         if (node.domain, node.op_type) != ("", "MatMul"):
             continue
         source, weight = node.inputs
         tensor = constant(weight)
-        if source is None or weight is None or tensor is None or source.shape is None or tensor.dtype != ir.DataType.FLOAT:
+        if source is None or weight is None or tensor is None or source.shape is None or tensor.dtype not in dtypes:
             continue
         if len(sizes(tensor) or ()) == 2 and len(weight.uses()) == 1 and not weight.is_graph_output():
             yield Product(node, source, weight, (weight.name or "").removesuffix(".weight"))

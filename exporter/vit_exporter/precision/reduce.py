@@ -22,15 +22,16 @@ from vit_exporter.passes.quantize_weights import QuantizeWeights
 from vit_exporter.passes.smooth_products import SmoothProducts
 from vit_exporter.passes.store_half import StoreHalf
 from vit_exporter.precision import static
+from vit_exporter.precision.half import half
+from vit_exporter.precision.ranges import Island
 from vit_exporter.precision.sensitivity import Budget, Kept, search
 from vit_exporter.precision.smoothing import smoothing_factors
 from vit_exporter.targets import Target
+from vit_exporter.verification import open_session
 from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
 from vit_runtime.accuracy import Accuracy, accuracies
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Execution
-from vit_runtime.openvino_engine import Arithmetic
-from vit_runtime.providers import create_session
 
 MARGIN = 0.8  # of the budget is what the search aims at on its own images, so that others stay within it
 FINEST = 1e-12  # of a budget: a cosine tells no less apart
@@ -42,11 +43,12 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Reduced:
-    """A graph in reduced precision, the passes that made it so, and the layers that were kept in a higher one."""
+    """A graph in reduced precision, the passes that made it so, the layers that were kept in a higher one, and the islands in float32."""
 
     graph: ir.Model
     passes: tuple[dict[str, Any], ...]
     kept: tuple[Kept, ...]
+    islands: tuple[Island, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Judge:
 
     def of_file(self, path: Path, input_name: str) -> Mapping[str, Accuracy]:
         """How near a file comes to them."""
-        arithmetic = Arithmetic(self.execution.bf16, self.execution.int8_group)
-        session, _ = create_session(path, self.provider, arithmetic=arithmetic)
+        session = open_session(path, self.provider, self.execution)
         parts = [session.run(list(self.expected), {input_name: image[None]}) for image in self.pixel_values]
         actual = {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(self.expected)}
         return accuracies(self.expected, actual, self.class_scores)
@@ -97,14 +98,21 @@ def reduce(
     judges: tuple[Judge, Judge] | None,
     budget: Budget | None,
     tell: Callable[[str], None],
+    golden: Floats | None = None,
 ) -> Reduced:
-    """The graph in that precision.
+    """The graph in that precision, its scales and ranges measured on the images `calibrate`, float32 (B, C, H, W).
 
+    On a GPU no image of `golden` overflows in 16 bits either; these are what the file is held against.
     The layers of `keep` stay in higher precision. With a budget, others do so too until the first judge finds the network within it, with
     a margin, and the second, whose images the search does not look at, does so as well.
     Raises: InputError for a name in `keep` that is no layer of the graph, MachineError where a package for it is missing.
     """
-    if precision == "int8-static":
+    halved = None
+    if target.on_gpu:
+        tell("measuring ranges")
+        halved = half(graph, target, precision, calibrate, calibrate if golden is None else golden)
+        base, layers, first = halved.graph, list(halved.largest), list(halved.passes)
+    elif precision == "int8-static":
         tell("measuring scales")
         smooth, first = apply(graph.clone(), [SmoothProducts(smoothing_factors(graph, calibrate))])
         base = static.quantize_static(smooth, calibrate)
@@ -115,6 +123,9 @@ def reduce(
         base, layers, first = graph, [product.layer for product in fitting], []
 
     def make(kept: Collection[str]) -> tuple[ir.Model, list[dict[str, Any]]]:
+        if halved is not None:
+            model, applied = apply(base.clone(), halved.last(kept))
+            return model, [*first, *applied]
         if precision != "int8-static":
             return apply(base.clone(), [_pass_of(target, precision, kept)])
         model, applied = apply(static.without(base, kept), [FoldSmoothing()])
@@ -126,7 +137,7 @@ def reduce(
         others = [layer for layer in layers if layer not in keep]
         kept += _kept(others, lambda names: make([*keep, *names])[0], judges, budget, tell)
     model, passes = make([each.layer for each in kept])
-    return Reduced(model, tuple(passes), tuple(kept))
+    return Reduced(model, tuple(passes), tuple(kept), halved.islands if halved is not None else ())
 
 
 def _check_names(keep: Sequence[str], layers: Sequence[str]) -> None:

@@ -36,15 +36,15 @@ class Range:
     tokens: Floats
 
 
-def smoothing_factors(graph: ir.Model, pixel_values: Floats) -> dict[str, Floats]:
+def smoothing_factors(graph: ir.Model, pixel_values: Floats, symmetric: bool = False) -> dict[str, Floats]:
     """The factors, float32 (C,), of every value that products by weights read, by its name.
 
-    pixel_values float32 (B, C, H, W) are run through onnxruntime, one by one.
+    pixel_values float32 (B, C, H, W) are run through onnxruntime, one by one. `symmetric`: inputs are quantised without an offset too.
     """
     groups, middle = products_by_source(graph.graph), len(pixel_values) // 2
     halves = [pixel_values[:middle], pixel_values[middle:]] if middle else [pixel_values, pixel_values]
     ranges = _observe(graph, list(groups), halves)
-    return {name: _factors(group, [ranges[name, half] for half in range(2)]) for name, group in groups.items()}
+    return {name: _factors(group, [ranges[name, half] for half in range(2)], symmetric) for name, group in groups.items()}
 
 
 def _observe(graph: ir.Model, names: list[str], halves: list[Floats]) -> dict[tuple[str, int], Range]:
@@ -71,7 +71,7 @@ def _observe(graph: ir.Model, names: list[str], halves: list[Floats]) -> dict[tu
     return found
 
 
-def _factors(group: list[Product], halves: list[Range]) -> Floats:
+def _factors(group: list[Product], halves: list[Range], symmetric: bool) -> Floats:
     """Those with the alpha that leaves the least error in the products of one input."""
     weights = [product.weight.const_value.numpy() for product in group if product.weight.const_value is not None]
     in_weights = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
@@ -80,7 +80,9 @@ def _factors(group: list[Product], halves: list[Range]) -> Floats:
         total = 0.0
         for measured, judging in (halves, halves[::-1]):
             s = _smoothing(measured.low, measured.high, in_weights, alpha)
-            rounded = _rounded(judging.tokens / s, float(np.min(measured.low / s)), float(np.max(measured.high / s)))
+            low, high = float(np.min(measured.low / s)), float(np.max(measured.high / s))
+            largest = max(-low, high)
+            rounded = _rounded(judging.tokens / s, *((-largest, largest) if symmetric else (low, high)))
             for weight in weights:
                 exact = judging.tokens @ weight
                 total += float(np.mean((rounded @ _rounded_weight(weight * s[:, None]) - exact) ** 2) / max(np.var(exact), 1e-30))

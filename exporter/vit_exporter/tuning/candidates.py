@@ -51,7 +51,7 @@ def candidates(config: ViTConfig, dynamic_size: bool, target: str | None = None,
         check_precision(targets[0], precision)
     found = list[Candidate]()
     for each in targets:
-        if each.provider == "openvino" and isinstance(find_openvino(), Obstacle):
+        if each.on_gpu or (each.provider == "openvino" and isinstance(find_openvino(), Obstacle)):
             continue
         for one in each.precisions if precision is None else [precision]:
             if one in each.precisions and _is_tried(one, each.name, dynamic_size, asked=precision is not None):

@@ -96,6 +96,9 @@ def _text(manifest: Manifest, file: OnnxFile) -> str:
     split = f", tokens in pieces of {', '.join(map(str, build['token_split']))}" if build["token_split"] else ""
     rows.append(["graph", f"opset {build['opset']}, target {build['target']}, precision {build['precision']}, {file.nodes} nodes{split}"])
     rows += [["kept", f"{kept['layer']} in higher precision"] for kept in build["kept"]]
+    rows += [
+        ["float32", f"{each['node']}, for {each['value']} up to {each['largest'] or 'Inf'}: {each['reason']}"] for each in build["islands"]
+    ]
     rows += [["pass", f"{step['name']}: {step['nodes_before']} -> {step['nodes_after']} nodes"] for step in build["passes"]]
     rows.append(["ops", ", ".join(f"{op} {count}" for op, count in file.op_counts.items())])
     rows.append(["tools", ", ".join(f"{name} {version}" for name, version in build["tools"].items() if version)])

@@ -34,11 +34,12 @@ def images(count: int, spread: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 1, TOKENS, CHANNELS), np.float32) * spread.astype(np.float32)
 
 
-def int8_error(model: ir.Model, x: np.ndarray, calibration: np.ndarray, factors: np.ndarray) -> float:
+def int8_error(model: ir.Model, x: np.ndarray, calibration: np.ndarray, factors: np.ndarray, symmetric: bool = False) -> float:
     """Of the product with both sides in int8, by the book and not by the code that is tested: relative, root mean square."""
     weight = model.graph.initializers["w"].const_value.numpy().astype(np.float64)
     measured, values = calibration / factors, x / factors
     low, high = min(measured.min(), 0), max(measured.max(), 0)
+    low, high = (-max(-low, high), max(-low, high)) if symmetric else (low, high)
     step = (high - low) / 255
     zero = round(-low / step)
     stored = (np.clip(np.rint(values / step) + zero, 0, 255) - zero) * step
@@ -71,10 +72,11 @@ def test_an_outlier_channel_costs_less_with_them(weight):
     assert int8_error(model, others, calibration, factors) < int8_error(model, others, calibration, np.ones(CHANNELS)) / 2
 
 
-def test_the_alpha_is_the_one_that_other_images_lose_least_with(weight):
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_alpha_is_the_one_that_other_images_lose_least_with(weight, symmetric):
     """Each half judges the other: the choice is that of the sum of both, and not of what the ranges were measured on."""
     model, calibration = product(weight), images(2, np.linspace(1, 30, CHANNELS))
-    factors = smoothing_factors(model, calibration)["y"]
+    factors = smoothing_factors(model, calibration, symmetric)["y"]
     in_weights = np.abs(weight).max(axis=1)
 
     def of(alpha: float, x: np.ndarray) -> np.ndarray:
@@ -83,7 +85,9 @@ def test_the_alpha_is_the_one_that_other_images_lose_least_with(weight):
     def loss(alpha: float) -> float:
         halves = calibration[:1], calibration[1:]
         return sum(
-            int8_error(model, judging, measured, of(alpha, measured)) ** 2 * np.mean((judging @ weight) ** 2) / np.var(judging @ weight)
+            int8_error(model, judging, measured, of(alpha, measured), symmetric) ** 2
+            * np.mean((judging @ weight) ** 2)
+            / np.var(judging @ weight)
             for measured, judging in (halves, halves[::-1])
         )
 
