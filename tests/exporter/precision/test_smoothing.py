@@ -131,7 +131,7 @@ def test_no_more_tokens_are_kept_than_it_takes(weight, monkeypatch):
     """So that memory does not grow with the number of images."""
     monkeypatch.setattr(smoothing, "TOKENS", 6)
     seen = []
-    monkeypatch.setattr(smoothing, "_factors", lambda group, halves: seen.append([half.tokens.shape for half in halves]))
+    monkeypatch.setattr(smoothing, "_factors", lambda group, halves, symmetric: seen.append([half.tokens.shape for half in halves]))
     smoothing_factors(product(weight), images(5, np.ones(CHANNELS)))
     assert seen == [[(6, CHANNELS), (6, CHANNELS)]]
 
