@@ -23,6 +23,7 @@ from vit_runtime.manifest import Manifest
 from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.providers import NodePlacement, create_session, node_placement, require
+from vit_runtime.tensorrt.rules import lint
 
 Floats = npt.NDArray[np.float32]
 # What onnxruntime keeps on the CPU by itself, because it makes shapes out of shapes.
@@ -61,9 +62,8 @@ def open_gpu(
     ProviderError for one that would run on the CPU in part; the errors of `create_session`; MachineError for a cache folder that cannot be
     used.
     """
-    if provider == "tensorrt" and (foreign := foreign_ops(file.op_counts)):
-        reason = f"TensorRT has no layer for its {', '.join(foreign)}"
-        raise ModelError(f"{path} is made for another engine: {reason}; export it with --target tensorrt, or use provider 'cuda'")
+    if provider == "tensorrt" and (problems := lint(path)):
+        raise ModelError(f"{path}: {problems[0]}, or use provider 'cuda'")
     if options.cuda_graph and manifest.multiple_of is not None:
         raise InputError(f"{path} takes images of several sizes, and a CUDA graph has one; load it without cuda_graph")
     if provider == "cuda":
@@ -76,11 +76,6 @@ def open_gpu(
     except Exception as error:  # of the first runs, those that are recorded
         remedy = "take a smaller max_batch, or load it without cuda_graph"
         raise ProviderError(f"{path}: {provider} cannot record CUDA graphs of it ({one_line(error)}); {remedy}") from error
-
-
-def foreign_ops(op_counts: Mapping[str, int]) -> list[str]:
-    """Those of a graph's ops that belong to onnxruntime, or quantise as the network runs; TensorRT has layers for neither."""
-    return sorted(op for op in op_counts if op.startswith("com.microsoft.") or op in ("DynamicQuantizeLinear", "MatMulInteger"))
 
 
 def check_placement(path: Path, provider: str, nodes: Sequence[NodePlacement]) -> None:
