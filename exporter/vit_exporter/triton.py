@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_runtime.errors import InputError, MachineError
+from vit_runtime.gpu_options import GpuOptions, profile
 from vit_runtime.manifest import Manifest, Output, read_manifest
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.triton import IMAGE, PROBABILITIES
@@ -213,7 +214,7 @@ def image_config(name: str, manifest: Manifest) -> str:
         f'backend: "python"\nmax_batch_size: {batching.largest}',
         _block("input", [f"name: {_quoted(IMAGE)} data_type: TYPE_STRING dims: [1]"]),
         _block("output", outputs),
-        _scheduling(manifest, " gpus: [0]"),  # the one that vit_runtime takes; without this there would be an instance on each
+        _scheduling(manifest),
         f'parameters {{ key: "provider" value {{ string_value: {_quoted(provider)} }} }}',
         _warmup(IMAGE, f"data_type: TYPE_STRING dims: [1] input_data_file: {_quoted(WARMUP)}", batching),
     ]
@@ -243,28 +244,26 @@ def _labelled(manifest: Manifest) -> str:
     return f" label_filename: {_quoted(LABELS)}" if manifest.labels is not None else ""
 
 
-def _scheduling(manifest: Manifest, gpus: str = "") -> str:
-    batching, kind = _batching(manifest), _kind(manifest)
-    group = f"kind: {kind} count: 1{gpus if kind == 'KIND_GPU' else ''}"
+def _scheduling(manifest: Manifest) -> str:
+    batching = _batching(manifest)
     sizes = f"preferred_batch_size: {_list(batching.preferred)} max_queue_delay_microseconds: {batching.delay}"
-    return f"instance_group [ {{ {group} }} ]\ndynamic_batching {{ {sizes} }}"
+    return f"instance_group [ {{ kind: {_kind(manifest)} count: 1 }} ]\ndynamic_batching {{ {sizes} }}"
 
 
 def _accelerators(manifest: Manifest) -> list[str]:
     """What onnxruntime's providers for NVIDIA are told.
 
-    CUDA: float32 stays float32, as in the file's record; TF32, the default, keeps 10 bits of the 23. TensorRT: one engine for all batches;
-    an image of free size has no shapes to build it for beforehand. It is told no precision, and so types the network as the file does.
+    CUDA: float32 stays float32, as in the file's record; TF32, the default, keeps 10 bits of the 23. TensorRT: one engine for all batches,
+    as vit_runtime has it. It is told no precision, and so types the network as the file does.
     """
     target, parameters = manifest.build.get("target"), dict[str, str]()
     if target not in ("cuda", "tensorrt"):
         return []
     if target == "cuda":
         parameters["use_tf32"] = "0"
-    elif manifest.multiple_of is None:
-        image = "x".join(map(str, (manifest.preprocessing.channels, *manifest.image_size)))
-        for bound, size in (("min", 1), ("opt", GPU.preferred[0]), ("max", GPU.largest)):
-            parameters[f"trt_profile_{bound}_shapes"] = f"{manifest.input_name}:{size}x{image}"
+    else:
+        shapes = profile(GpuOptions(max_batch=GPU.largest), manifest)
+        parameters = {f"trt_profile_{bound}_shapes": shape for bound, shape in zip(("min", "opt", "max"), shapes, strict=True)}
     inner = "".join(f"\n    parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in parameters.items())
     return [
         f"optimization {{ execution_accelerators {{\n  gpu_execution_accelerator [ {{\n    name: {_quoted(target)}{inner}\n  }} ]\n}} }}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vit_runtime.errors import ImageError, InputError, MachineError, VitError
+from vit_runtime.errors import ImageError, InputError, VitError
 from vit_runtime.model import Floats, Prediction, load
 from vit_runtime.preprocess import pixel_values
 
@@ -27,13 +27,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model.onnx of this version on the provider that config.pbtxt names. Raises: VitError, which the server tells."""
-        if args["model_instance_kind"] == "GPU" and args["model_instance_device_id"] != "0":
-            raise MachineError(
-                f"got an instance on GPU {args['model_instance_device_id']}, expected GPU 0, the one that vit_runtime takes; "
-                "let instance_group say gpus: [0], and choose the GPU with CUDA_VISIBLE_DEVICES"
-            )
-        provider = json.loads(args["model_config"])["parameters"]["provider"]["string_value"]
-        self._model = load(Path(args["model_repository"], args["model_version"], "model.onnx"), provider)
+        config = json.loads(args["model_config"])
+        options: dict[str, Any] = {}
+        if args["model_instance_kind"] == "GPU":
+            options = {"device_id": int(args["model_instance_device_id"]), "max_batch": config["max_batch_size"]}
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        self._model = load(path, config["parameters"]["provider"]["string_value"], **options)
         self._scores = self._model.manifest.class_scores
 
     def execute(self, requests: list[Any]) -> list[Any]:

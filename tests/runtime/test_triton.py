@@ -16,7 +16,7 @@ from PIL import Image
 
 import vit_runtime as vit
 from vit_exporter import write_triton
-from vit_runtime.errors import MachineError, ProviderError
+from vit_runtime.errors import InputError, ProviderError
 
 
 class Tensor:
@@ -84,7 +84,7 @@ def started(path: Path, folder: Path, provider: str = "cpu", kind: str = "CPU", 
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.TritonPythonModel()
-    config = json.dumps({"parameters": {"provider": {"string_value": provider}}})
+    config = json.dumps({"max_batch_size": 8, "parameters": {"provider": {"string_value": provider}}})
     given = {"model_repository": str(place), "model_version": "1", "model_instance_kind": kind, "model_instance_device_id": device}
     model.initialize({**given, "model_config": config})
     return model
@@ -176,6 +176,7 @@ def test_a_provider_that_does_not_run_here_stops_the_model_and_does_not_fall_bac
         started(tiny_model, tmp_path, provider="cuda", kind="GPU")
 
 
-def test_an_instance_on_another_gpu_is_refused_because_it_would_run_on_the_first(tiny_model, tmp_path):
-    with pytest.raises(MachineError, match=r"gpus: \[0\], and choose the GPU with CUDA_VISIBLE_DEVICES"):
+def test_an_instance_on_a_gpu_hands_on_which_one_and_its_largest_batch(tiny_model, tmp_path):
+    """A provider that has no use for them says what it was given."""
+    with pytest.raises(InputError, match="got device_id, max_batch for provider 'cpu'"):
         started(tiny_model, tmp_path, kind="GPU", device="1")
