@@ -499,6 +499,9 @@ def _blame(ort: Any, path: str, provider: Provider, error: Exception) -> ModelEr
         else:
             return ProviderError(f"{path}: {provider.name} cannot run this model, the cpu can ({one_line(error)}); use provider 'cpu'")
     reason = one_line(str(error).replace(f"Load model from {path} failed:", ""))
+    if "Could not find an implementation" in reason:  # bfloat16, for one
+        missing = f"{path}: onnxruntime {ort.__version__} has no kernel for it on this provider ({reason})"
+        return ModelError(f"{missing}; use the provider that it was made for, or export it for this one with --target")
     return ModelError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason}); export it again, or update onnxruntime")
 
 

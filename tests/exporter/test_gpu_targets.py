@@ -129,6 +129,11 @@ def test_the_file_passes_its_own_record_on_the_cpu(digits, target, precision):
     assert report.passed, report.worst
 
 
+def test_of_a_bfloat16_file_the_cpu_says_that_it_has_no_kernels(digits):
+    with pytest.raises(vit.ModelError, match=r"has no kernel for it on this provider \(.*\); use the provider that it was made for"):
+        vit.load(digits("tensorrt", "bf16").out, "cpu")
+
+
 @pytest.mark.parametrize(SIDES, ALL)
 def test_float32_is_verified_on_the_cpu_and_what_is_less_is_simulated(digits, target, precision):
     report = digits(target, precision)
