@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_runtime.engine_cache import named_folder, silent
-from vit_runtime.errors import InputError, ModelError, SessionError
+from vit_runtime.errors import InputError, ModelError, ProviderError, SessionError
 from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions, check_options
-from vit_runtime.gpu_session import DeviceBatch, GpuSession, open_gpu
+from vit_runtime.gpu_session import DeviceBatch, GpuSession, check_placement, open_gpu
 from vit_runtime.images import ImageInput
 from vit_runtime.manifest import Manifest, read_manifest
 from vit_runtime.nvidia import out_of_memory
@@ -23,7 +23,7 @@ from vit_runtime.obstacle import one_line
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.preprocess import pixel_values
-from vit_runtime.providers import NodePlacement, create_session, node_placement
+from vit_runtime.providers import NodePlacement, create_session, node_placement, probe
 from vit_runtime.threads import physical_cores
 
 Floats = npt.NDArray[np.float32]
@@ -246,7 +246,8 @@ def load(
 ) -> Model:
     """Load an exported file.
 
-    `provider` is "cpu", "openvino", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here.
+    `provider` is "cpu", "openvino", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here and runs
+    the whole file.
     `threads` of a CPU; by default the physical cores that this process may use. `cache_dir` is a folder in which OpenVINO and TensorRT keep
     what they compiled; without it the one that the environment variable VIT_DEPLOY_CACHE names; without that OpenVINO keeps nothing, and
     TensorRT, which builds for minutes, uses the system's folder for caches.
@@ -270,5 +271,10 @@ def load(
             file_path, provider, threads, made_for=wanted.provider, arithmetic=arithmetic, cache_dir=named_folder(folder)
         )
         if chosen == "cuda":  # which "auto" has taken
-            session = GpuSession(session, chosen, manifest, file, options)
+            try:
+                check_placement(file_path, chosen, node_placement(session))
+                session = GpuSession(session, chosen, manifest, file, options)
+            except ProviderError:  # a file for a CPU, some of whose ops CUDA has no kernels for: what runs it whole
+                chosen = "openvino" if wanted.provider == "openvino" and probe("openvino").works else "cpu"
+                session, _ = create_session(file_path, chosen, threads, arithmetic=arithmetic, cache_dir=named_folder(folder))
     return Model(file_path, manifest, file, session, chosen, threads or physical_cores())

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 import vit_runtime as vit
+import vit_runtime.model
 from vit_runtime.errors import ImageError, InputError, ModelError, ProviderError, SessionError
 from vit_runtime.manifest import KEY, Manifest
 from vit_runtime.model import BATCH_SIZE, Model, Prediction
@@ -104,6 +105,24 @@ def test_an_unknown_provider_is_refused_with_those_that_there_are(tiny_model: Pa
     with pytest.raises(InputError, match="expected one of auto, cpu, openvino, cuda, tensorrt; did you mean 'cuda'") as error:
         vit.load(tiny_model, "cuba")
     one_line(error)
+
+
+@pytest.mark.parametrize(("fixture", "provider"), [("tiny_int8", "cpu"), ("tiny_openvino", "openvino")])
+def test_auto_leaves_a_gpu_that_would_run_a_part_of_the_file_on_the_cpu(
+    fixture: str, provider: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    """The session that is said to be CUDA's has all of its nodes on the CPU."""
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    real, asked = vit_runtime.model.create_session, list[str]()
+
+    def opened(path: Path, name: str, threads: int | None, **options: Any) -> tuple[Any, str]:
+        asked.append(name)
+        return (real(path, "cpu", threads)[0], "cuda") if name == "auto" else real(path, name, threads, **options)
+
+    monkeypatch.setattr(vit_runtime.model, "create_session", opened)
+    assert vit.load(request.getfixturevalue(fixture)).provider == provider
+    assert asked == ["auto", provider]
 
 
 def test_auto_takes_what_works(tiny_model: Path):
