@@ -285,7 +285,7 @@ def test_a_free_size_is_proven_at_several_sizes(free):
     assert re.search(r"at batch sizes 1, 2, 3, 7, 4 and image sizes 24x24, \d+x\d+, \d+x\d+, \d+x\d+\n", said)
     result = CliRunner().invoke(parity.main, [str(out), "--batch-sizes", "1"])
     assert result.exit_code == 0
-    sizes = set(re.findall(r"^  \w+ +1 +(\d+x\d+) ", result.stdout, re.MULTILINE))
+    sizes = set(re.findall(r"^  \w+ +1 +(\d+x\d+) +golden ", result.stdout, re.MULTILINE))
     assert sizes == {f"{height}x{width}" for height, width in (golden.image_size for golden in read_manifest(out)[0].goldens)}
     assert len(sizes) == 4
 

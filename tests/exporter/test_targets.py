@@ -408,7 +408,7 @@ def test_a_free_image_size_is_exact_in_float32_and_near_in_int8(tmp_path, target
     model = draw(dataclasses.replace(TINY, num_registers=1), None, dynamic_size=True)
     report = export(lambda: source(model), ExportSpec(tmp_path / "vit.onnx", target=target, precision="int8"))
     assert [name for name, _ in report.steps][-4:] == ["check", "reduce", "write", "verify"]
-    assert len({check.image_size for check in report.parity.checks}) == 4
+    assert len({check.image_size for check in report.parity.checks if check.inputs != "resizing"}) == 4
     assert report.parity.worst.accuracy.cosine_min > 0.999  # some dozen products of 7 bits, as above
     assert report.manifest.multiple_of == 8
 

@@ -111,7 +111,7 @@ def test_a_free_image_size_is_built_for_the_default_one(tiny_model: Path, tmp_pa
         entry = next(entry for entry in proto.metadata_props if entry.key == "vit_deploy")
         document = json.loads(entry.value)
         document["input"].update(shape=["batch", 3, "height", "width"], multiple_of=8)
-        document["golden"] = document["parity"] = None
+        document["golden"] = document["golden_extremes"] = document["parity"] = None
         entry.value = json.dumps(document)
 
     path = copied(tiny_model, tmp_path, change)

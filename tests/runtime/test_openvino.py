@@ -209,7 +209,7 @@ def test_a_network_that_takes_any_size_does_so_here(tmp_path: Path):
     model = vit.load(path, "openvino", threads=2)
     report = check_record(model.run, model.manifest, model.provider, (3, 1))
     assert report.passed
-    assert len({check.image_size for check in report.checks}) == 4
+    assert len({check.image_size for check in report.checks if check.inputs != "resizing"}) == 4
     with pytest.raises(InputError, match="in multiples of 8"):
         model.run(np.zeros((1, 3, 20, 24), np.float32))
 

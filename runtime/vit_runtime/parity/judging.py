@@ -99,7 +99,8 @@ class Report:
         """The check with the largest error in floors, or in reduced precision with the least cosine; a NaN counts as worst."""
         if isinstance(self.limits, Limits):
             return max(self.checks, key=lambda check: check.rms_floors if np.isfinite(check.rms_floors) else np.inf)
-        return min(self.checks, key=lambda check: check.accuracy.cosine_min if np.isfinite(check.accuracy.cosine_min) else -np.inf)
+        outputs = [check for check in self.checks if isinstance(check.limit, Nearness)]  # and not how images are resized
+        return min(outputs, key=lambda check: check.accuracy.cosine_min if np.isfinite(check.accuracy.cosine_min) else -np.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
