@@ -373,7 +373,8 @@ def test_an_interrupted_command_takes_the_compiler_with_it(tiny_model: Path, tmp
     (tmp_path / "tensorrt_rtx").mkdir()
     wait = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     (tmp_path / "tensorrt_rtx" / "__init__.py").write_text(wait)
-    code = f"from {MODULES['vit-trt']} import main; main(prog_name='vit-trt')"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell starts what is in its background deaf
+    code = f"{heard}; from {MODULES['vit-trt']} import main; main(prog_name='vit-trt')"
     out = tmp_path / "x.engine"
     command = subprocess.Popen(
         [sys.executable, "-c", code, str(tiny_model), "--sm", "89", "--out", str(out)],
