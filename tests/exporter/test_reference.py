@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from vit_exporter.reference import PROJECTED, UNIT_ROUNDOFF, float32_outputs, float64_outputs, golden_count, golden_record
+from vit_exporter import reference
+from vit_exporter.reference import (
+    EXTREME_IMAGES,
+    PROJECTED,
+    UNIT_ROUNDOFF,
+    extreme_record,
+    float32_outputs,
+    float64_outputs,
+    golden_count,
+    golden_record,
+)
 from vit_models import ARCHS, OUTPUT_NAMES, ViT, ViTConfig, init_weights
-from vit_runtime.golden import golden_images
+from vit_runtime.golden import ALL_EXTREMES, EXTREMES, extreme_images, golden_images
 from vit_runtime.manifest import MAX_GOLDEN_IMAGES
 from vit_runtime.parity import measure, scale_of
 from vit_runtime.preprocess import Preprocessing, normalize
@@ -105,6 +115,19 @@ def test_outputs_too_large_to_store_are_projected():
     assert record.projected == {"tokens": PROJECTED}
     assert record.expected["tokens"].shape == (record.images, PROJECTED)
     assert 1e-8 < record.floor["tokens"].rms < 1e-5
+
+
+def test_extreme_images_have_a_record_but_for_the_largest_networks(monkeypatch: pytest.MonkeyPatch):
+    preprocessing = Preprocessing.paper(*TINY.img_size)
+    record = extreme_record(network(), preprocessing)
+    assert record is not None
+    assert (record.generator, record.images, record.image_size) == (EXTREMES, ALL_EXTREMES, TINY.img_size)
+    truth = float64_outputs(network(), normalize(extreme_images(6, *TINY.img_size, 8), preprocessing))
+    np.testing.assert_array_equal(record.expected["logits"], truth["logits"].astype(np.float32))
+    counts = [next(count for macs, count in EXTREME_IMAGES if ARCHS[name].macs <= macs) for name in ("ViT-S/16", "ViT-B/16", "ViT-H/14")]
+    assert counts == [6, 1, 0]
+    monkeypatch.setattr(reference, "EXTREME_IMAGES", ((float("inf"), 0),))
+    assert extreme_record(network(), preprocessing) is None
 
 
 def test_larger_networks_get_fewer_golden_images():

@@ -11,7 +11,7 @@ import vit_runtime as vit
 from vit_runtime.golden import ALL_EXTREMES, EXTREMES, extreme_images
 from vit_runtime.manifest import Manifest, Nearness
 from vit_runtime.model import Model
-from vit_runtime.parity import FLOAT32_LIMITS, check_record, golden_inputs
+from vit_runtime.parity import FLOAT32_LIMITS, check_record, golden_inputs, record
 from vit_runtime.parity.record import PIXELS, resized
 from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing, ShortestEdgeResize, normalize
 
@@ -86,18 +86,22 @@ def test_a_file_without_either_record_is_checked_by_the_golden_images_alone(hone
     assert {check.inputs for check in report.checks} == {"golden"}
 
 
-def test_the_first_batch_size_runs_every_golden_image(honest: Model):
-    seen = list[int]()
+def test_in_reduced_precision_the_first_batch_size_runs_every_golden_image(reduced: Model, monkeypatch: pytest.MonkeyPatch):
+    """Where 100 numbers are enough, ten images of ten logits are; a worst image has to be looked for."""
+    monkeypatch.setattr(record, "ENOUGH", 100)
+    golden, seen = reduced.manifest.golden, list[int]()
+    assert golden is not None
 
     def counted(batch: np.ndarray) -> dict[str, np.ndarray]:
         seen.append(len(batch))
-        return dict(honest.run(batch))
+        return dict(reduced.run(batch))
 
-    manifest = dataclasses.replace(honest.manifest, golden_extremes=None)
+    manifest = dataclasses.replace(reduced.manifest, golden_extremes=None)
     check_record(counted, manifest, "cpu", (5, 7))
-    golden = manifest.golden
-    assert golden is not None
-    assert sum(size for size in seen if size == 5) >= golden.images
+    assert (seen.count(5), seen.count(7)) == (-(-golden.images // 5), 2)
+    seen.clear()
+    check_record(counted, manifest, "cpu", (5, 7), limits=FLOAT32_LIMITS)
+    assert (seen.count(5), seen.count(7)) == (2, 2)
 
 
 # ---- resizing ------------------------------------------------------------------------------------------------------------------------

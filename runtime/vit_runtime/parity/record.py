@@ -40,20 +40,22 @@ def check_record(
 ) -> Report:
     """Run the file's golden inputs at each batch size and hold the outputs against its golden record, by its own limits or by `limits`.
 
-    The first batch size runs every golden image, each other one until 500 numbers of every output have been compared.
+    Each batch size runs until 500 numbers of every output, or every golden image, have been compared; in reduced precision, where an
+    image counts by itself, the first one runs them all.
     A file that takes any image size is also checked at the other sizes that it has records of, there at the first two batch sizes.
     Extreme images run at the first batch size. How a picture is resized and cropped is held against what it was, by float32's limits.
     Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
     """
     checks = list[Check]()
     for golden, batch_size in golden_rounds(manifest, batch_sizes):
-        everything = batch_size == batch_sizes[0] and golden.image_size == manifest.image_size
+        held = limits_for(manifest.parity, inputs_of(golden)) if limits is None else limits
+        whole = batch_size == batch_sizes[0] and golden.image_size == manifest.image_size
+        everything = golden.generator == EXTREMES or (whole and not isinstance(held, Limits))
         inputs, rows = golden_inputs(manifest, golden), batches(golden, batch_size, everything)
         outputs = [reduce_outputs(run(inputs[batch]), golden) for batch in rows]
         expected = {name: values[np.concatenate(rows)] for name, values in golden.expected.items()}
         actual = {name: np.concatenate([output[name] for output in outputs]) for name in expected}
         scales = {name: scale_of(values) for name, values in golden.expected.items()}
-        held = limits_for(manifest.parity, inputs_of(golden)) if limits is None else limits
         what = (manifest.class_scores, inputs_of(golden))
         checks += hold(provider, batch_size, golden.image_size, expected, actual, golden.floor, held, *what, scales)
     if manifest.resized is not None:
