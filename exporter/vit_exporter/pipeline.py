@@ -23,7 +23,7 @@ from vit_exporter.precision.calibration import ImageSet, load_images
 from vit_exporter.precision.reduce import Judge, Reduced, execution_of, reduce
 from vit_exporter.precision.sensitivity import Budget
 from vit_exporter.precision.speed import advice, times_faster
-from vit_exporter.reference import GOLDEN_SEED, extreme_record, float32_outputs, golden_count, golden_record, in_chunks, other_sizes
+from vit_exporter.reference import GOLDEN_SEED, float32_outputs, golden_count, golden_record, golden_records, in_chunks, other_sizes
 from vit_exporter.source import Source, VerificationError
 from vit_exporter.spec import SEARCHED, ExportSpec
 from vit_exporter.targets import SIMULATION, TARGETS, Target, check_split
@@ -112,7 +112,7 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
     goldens, extremes = list[Golden](), None
     if spec.verify_passes:
         source.fill()
-        goldens = _references(source, steps)
+        goldens, extremes = _references(source, steps)
     with steps.step("trace") as detail:
         graph = trace(source.model, spec.written_opset, source.read)
         traced, nodes_before = ops(graph), len(graph.graph)
@@ -127,8 +127,7 @@ def export(make_source: Callable[[], Source], spec: ExportSpec, tell: Tell = lam
     if not spec.verify_passes and (spec.verify or source.read is None or target.measures(spec.precision)):
         source.fill()  # else the weights are read one at a time, while they are written
     if spec.verify:
-        goldens = goldens or _references(source, steps)
-        extremes = extreme_record(source.model, source.preprocessing)
+        goldens, extremes = (goldens, extremes) if goldens else _references(source, steps)
     notes, checkpoint = _prove(source, spec, steps)
     prepared = dataclasses.replace(
         source.preprocessing, in_graph=any(isinstance(each, FoldNormalization) and each.folded for each in passes)
@@ -205,15 +204,16 @@ def _check_network(model: ViT, spec: ExportSpec, target: Target) -> None:
         check_memory(model.config)
 
 
-def _references(source: Source, steps: Steps) -> list[Golden]:
-    """What float64 PyTorch computes, at the network's own size first."""
+def _references(source: Source, steps: Steps) -> tuple[list[Golden], Golden | None]:
+    """What float64 PyTorch computes, at the network's own size first; and for extreme images."""
     with steps.step("reference") as detail:
-        goldens = [golden_record(source.model, source.preprocessing)]
+        first, extremes = golden_records(source.model, source.preprocessing)
+        goldens = [first]
         detail.append(f"float64 PyTorch on {goldens[0].images} golden images")
         if source.model.dynamic_size:
             goldens += [golden_record(source.model, source.preprocessing, size) for size in other_sizes(source.model.config)]
             detail.append(f"and at {len(goldens) - 1} other sizes")
-    return goldens
+    return goldens, extremes
 
 
 def _with_goldens(manifest: Manifest, goldens: Sequence[Golden]) -> Manifest:

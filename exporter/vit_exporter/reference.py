@@ -23,8 +23,7 @@ GOLDEN_SEED = 0
 # How many golden images a network of so many multiply-accumulates an image gets: float64 runs at about 35 GMAC/s on two cores,
 # and a record that takes minutes to make would be left out.
 GOLDEN_IMAGES = ((0.5e9, 48), (10e9, 4), (50e9, 3), (float("inf"), 2))
-# The same of images that no camera makes, which excite what textures do not.
-EXTREME_IMAGES = ((10e9, ALL_EXTREMES), (100e9, 1), (float("inf"), 0))
+EXTREMES_UP_TO = 10e9  # multiply-accumulates: as much again would make an export of larger networks half as long again
 STORED = 4096  # numbers an image up to which an output is stored as it is; larger ones are projected
 PROJECTED = 256
 CHUNK = 4
@@ -58,44 +57,63 @@ def golden_count(config: ViTConfig) -> int:
     return next(count for macs, count in GOLDEN_IMAGES if config.macs <= macs)
 
 
+def golden_records(model: ViT, preprocessing: Preprocessing) -> tuple[Golden, Golden | None]:
+    """The expected outputs for the golden images of the model's own size, and for extreme ones, which large networks have none of."""
+    config = model.config
+    golden = golden_images(GOLDEN_SEED, golden_count(config), *config.img_size, config.in_chans)
+    extremes = extreme_images(extreme_count(config), *config.img_size, config.patch_size, config.in_chans)
+    exact, single = _computed(model, preprocessing, np.concatenate([golden, extremes]))
+
+    def part(rows: slice, generator: str) -> Golden:
+        a, b = ({name: values[rows] for name, values in each.items()} for each in (exact, single))
+        return _record(model, a, b, config.img_size, generator)
+
+    count = len(golden)
+    return part(slice(0, count), GENERATOR), part(slice(count, None), EXTREMES) if len(extremes) else None
+
+
 def golden_record(model: ViT, preprocessing: Preprocessing, image_size: tuple[int, int] | None = None) -> Golden:
     """The expected outputs for the golden images, by default of the model's own size, and the floor."""
     size = image_size or model.config.img_size
     images = golden_images(GOLDEN_SEED, golden_count(model.config), *size, model.config.in_chans)
-    return _record(model, preprocessing, images, GENERATOR)
+    return _record(model, *_computed(model, preprocessing, images), size, GENERATOR)
 
 
-def extreme_record(model: ViT, preprocessing: Preprocessing) -> Golden | None:
-    """The same for extreme images; None for the largest networks."""
-    config = model.config
-    count = next(count for macs, count in EXTREME_IMAGES if config.macs <= macs)
-    if not count:
-        return None
-    return _record(model, preprocessing, extreme_images(count, *config.img_size, config.patch_size, config.in_chans), EXTREMES)
+def extreme_count(config: ViTConfig) -> int:
+    """How many images a network gets that no camera makes, and that excite what textures do not."""
+    return ALL_EXTREMES if config.macs <= EXTREMES_UP_TO else 0
 
 
-def _record(model: ViT, preprocessing: Preprocessing, images: npt.NDArray[np.uint8], generator: str) -> Golden:
-    """What is expected for `images`, uint8 (images, H, W, C), and the floor.
+def _computed(
+    model: ViT, preprocessing: Preprocessing, images: npt.NDArray[np.uint8]
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """The outputs, and the embedding, in float64 and in float32, of images uint8 (B, H, W, C)."""
+    inputs = normalize(images, preprocessing)
+    measured = copy.copy(model)  # the same modules, whatever they are
+    measured.outputs = (*model.outputs, *{"embedding"}.difference(model.outputs))
+    return in_chunks(float64_outputs, measured, inputs), in_chunks(float32_outputs, measured, inputs)
+
+
+def _record(
+    model: ViT, exact: dict[str, npt.NDArray[Any]], single: dict[str, npt.NDArray[Any]], size: tuple[int, int], generator: str
+) -> Golden:
+    """What is expected, and the floor.
 
     Expected outputs are rounded to float32: that adds a thirtieth of the floor, and makes the record the same on machines
     that sum in another order.
     """
-    inputs = normalize(images, preprocessing)
-    measured = copy.copy(model)  # the same modules, whatever they are
-    measured.outputs = (*model.outputs, *{"embedding"}.difference(model.outputs))
-    exact, single = (in_chunks(outputs, measured, inputs) for outputs in (float64_outputs, float32_outputs))
-    projected = {name: PROJECTED for name in measured.outputs if exact[name][0].size > STORED}
+    projected = {name: PROJECTED for name in exact if exact[name][0].size > STORED}
     for name in projected:
         exact[name], single[name] = (project(values[name], GOLDEN_SEED, name, PROJECTED) for values in (exact, single))
     floor = floors(exact, single)
     kept = model.outputs
     return Golden(
         GOLDEN_SEED,
-        len(images),
+        len(exact[kept[0]]),
         {name: exact[name].astype(np.float32) for name in kept},
         {name: projected[name] for name in kept if name in projected},
         {name: floor[name] for name in kept},
-        (images.shape[1], images.shape[2]),
+        size,
         generator,
     )
 

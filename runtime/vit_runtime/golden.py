@@ -39,7 +39,7 @@ def extreme_images(count: int, height: int, width: int, patch: int, channels: in
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
     checkers, pixel, black = (y // patch + x // patch) % 2 * 255, np.zeros_like(y), np.zeros_like(y)
     pixel[height // 2, width // 2] = 255
-    grey = np.stack([pixel, checkers, black + 255, black, 255 - checkers, 127 + (x + y) % 2][:count])
+    grey = np.stack([pixel, checkers, black + 255, black, 255 - checkers, 127 + (x + y) % 2])[:count]
     return np.repeat(grey.astype(np.uint8)[..., None], channels, axis=3)
 
 

@@ -9,14 +9,14 @@ import torch
 
 from vit_exporter import reference
 from vit_exporter.reference import (
-    EXTREME_IMAGES,
     PROJECTED,
     UNIT_ROUNDOFF,
-    extreme_record,
+    extreme_count,
     float32_outputs,
     float64_outputs,
     golden_count,
     golden_record,
+    golden_records,
 )
 from vit_models import ARCHS, OUTPUT_NAMES, ViT, ViTConfig, init_weights
 from vit_runtime.golden import ALL_EXTREMES, EXTREMES, extreme_images, golden_images
@@ -119,15 +119,17 @@ def test_outputs_too_large_to_store_are_projected():
 
 def test_extreme_images_have_a_record_but_for_the_largest_networks(monkeypatch: pytest.MonkeyPatch):
     preprocessing = Preprocessing.paper(*TINY.img_size)
-    record = extreme_record(network(), preprocessing)
+    golden, record = golden_records(network(), preprocessing)
     assert record is not None
+    alone = golden_record(network(), preprocessing)
+    for name, values in alone.expected.items():
+        np.testing.assert_array_equal(golden.expected[name], values)
     assert (record.generator, record.images, record.image_size) == (EXTREMES, ALL_EXTREMES, TINY.img_size)
     truth = float64_outputs(network(), normalize(extreme_images(6, *TINY.img_size, 8), preprocessing))
     np.testing.assert_array_equal(record.expected["logits"], truth["logits"].astype(np.float32))
-    counts = [next(count for macs, count in EXTREME_IMAGES if ARCHS[name].macs <= macs) for name in ("ViT-S/16", "ViT-B/16", "ViT-H/14")]
-    assert counts == [6, 1, 0]
-    monkeypatch.setattr(reference, "EXTREME_IMAGES", ((float("inf"), 0),))
-    assert extreme_record(network(), preprocessing) is None
+    assert [extreme_count(ARCHS[name]) for name in ("ViT-S/16", "ViT-B/16")] == [6, 0]
+    monkeypatch.setattr(reference, "EXTREMES_UP_TO", 0)
+    assert golden_records(network(), preprocessing)[1] is None
 
 
 def test_larger_networks_get_fewer_golden_images():
