@@ -335,7 +335,7 @@ def test_without_verification_islands_are_made_all_the_same(tmp_path):
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_free_image_size_is_simulated_at_several(tmp_path, precision):
     report = export(lambda: source(draw(dynamic_size=True)), ExportSpec(tmp_path / "vit.onnx", target="tensorrt", precision=precision))
-    assert len({check.image_size for check in report.parity.checks}) == 4
+    assert len({check.image_size for check in report.parity.checks if check.inputs != "resizing"}) == 4
     assert report.parity.worst.accuracy.cosine_min > (1 - 1e-5 if precision == "fp16" else 0.999)
 
 

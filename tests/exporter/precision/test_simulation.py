@@ -53,7 +53,10 @@ def outputs(path: Path, images: np.ndarray = IMAGES) -> np.ndarray:
 def test_every_value_is_rounded_where_it_is_made(kind, file):
     """Done by hand: the image, the weights, the product and what comes of it, each rounded once, to the nearest."""
     path = file("p = MatMul(x, w)  s = Add(p, b)  out = Mul(s, s)", kind, w=square(), b=np.full(8, 0.3, np.float32))
-    half = lambda numbers: numbers.astype(KINDS[kind]).astype(np.float32)  # noqa: E731
+
+    def half(numbers: np.ndarray) -> np.ndarray:
+        return numbers.astype(KINDS[kind]).astype(np.float32)
+
     product = half(half(IMAGES).astype(np.float64) @ half(square()).astype(np.float64))
     total = half(product + half(np.float32(0.3)))
     expected = half(total * total)
