@@ -78,20 +78,19 @@ def cuda_options(options: GpuOptions) -> dict[str, str]:
     }
 
 
-def tensorrt_options(options: GpuOptions, manifest: Manifest) -> dict[str, str]:
-    """For the TensorRT provider, all but the folders; of switches it takes no other words than True and False.
-
-    Precision is the file's: with no flag of fp16 or int8 onnxruntime has TensorRT type the network strictly.
-    """
-    low, best, high = profile(options, manifest)
+def tensorrt_options(options: GpuOptions) -> dict[str, str]:
+    """For the TensorRT provider, all that is no matter of the engine; of switches it takes no other words than True and False."""
     return {
         "device_id": str(options.device),
-        "trt_profile_min_shapes": low,
-        "trt_profile_opt_shapes": best,
-        "trt_profile_max_shapes": high,
         **({"trt_cuda_graph_enable": "True"} if options.cuda_graph else {}),
         **({"user_compute_stream": str(options.stream)} if options.stream is not None else {}),
     }
+
+
+def engine_options(options: GpuOptions, manifest: Manifest) -> dict[str, str]:
+    """What TensorRT is to build. Precision is the file's: with no flag of fp16 or int8 onnxruntime has it type the network strictly."""
+    low, best, high = profile(options, manifest)
+    return {"trt_profile_min_shapes": low, "trt_profile_opt_shapes": best, "trt_profile_max_shapes": high}
 
 
 def cache_options(engine: str, timing: str | None) -> dict[str, str]:
@@ -119,11 +118,11 @@ def image_sizes(manifest: Manifest) -> tuple[tuple[int, int], tuple[int, int], t
     return (min(heights), min(widths)), manifest.image_size, (max(heights), max(widths))
 
 
-def engine_key(options: Mapping[str, str], name: str, file_digest: str, versions: Mapping[str, str]) -> dict[str, str]:
-    """Everything that makes an engine stale. `versions` names onnxruntime, TensorRT, the driver and the GPU; which of equal GPUs runs it,
-    on which stream, and whether its launch is recorded, does not matter. The file's `name` does: onnxruntime names the engine after it."""
-    kept = {name: value for name, value in options.items() if name not in ("device_id", "user_compute_stream", "trt_cuda_graph_enable")}
-    return {"name": name, "file": file_digest, **versions, **kept}
+def engine_key(wanted: Mapping[str, str], name: str, file_digest: str, versions: Mapping[str, str]) -> dict[str, str]:
+    """Everything that makes an engine stale. `wanted` are its `engine_options`, `versions` names onnxruntime, TensorRT, the driver and the
+    GPU; which of equal GPUs runs it, on which stream, and whether its launch is recorded, does not matter. The file's `name` does:
+    onnxruntime names the engine after it."""
+    return {"name": name, "file": file_digest, **versions, **wanted}
 
 
 def timing_key(versions: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,22 @@ import numpy.typing as npt
 from vit_runtime import nvidia
 from vit_runtime.engine_cache import EngineCache, default_folder, file_digest, named_folder, silent
 from vit_runtime.errors import InputError, ModelError, ProviderError
-from vit_runtime.gpu_options import GpuOptions, buckets, cache_options, cuda_options, engine_key, image_sizes, tensorrt_options, timing_key
+from vit_runtime.gpu_options import (
+    GpuOptions,
+    buckets,
+    cache_options,
+    cuda_options,
+    engine_key,
+    engine_options,
+    image_sizes,
+    tensorrt_options,
+    timing_key,
+)
 from vit_runtime.manifest import Manifest
 from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.providers import NodePlacement, create_session, node_placement, require
+from vit_runtime.tensorrt.context import Held, check_held, read_held
 from vit_runtime.tensorrt.rules import lint
 
 Floats = npt.NDArray[np.float32]
@@ -58,18 +69,21 @@ def open_gpu(
 ) -> GpuSession:
     """The file on "cuda" or "tensorrt"; `options` as `check_options` lets them through.
 
-    Raises: InputError for CUDA graphs of a file that takes several sizes; ModelError for a file that TensorRT has no layers for;
-    ProviderError for one that would run on the CPU in part; the errors of `create_session`; MachineError for a cache folder that cannot be
-    used.
+    Raises: InputError for CUDA graphs of a file that takes several sizes, or a max_batch beyond that of an engine in the file; ModelError
+    for a file that TensorRT has no layers for; ProviderError for one that would run on the CPU in part, or an engine that is not for this
+    machine; the errors of `create_session`; MachineError for a cache folder that cannot be used.
     """
-    if provider == "tensorrt" and (problems := lint(path)):
+    held = read_held(file)
+    if held is not None:
+        options = _within(held, options)
+    elif provider == "tensorrt" and (problems := lint(path)):
         raise ModelError(f"{path}: {problems[0]}, or use provider 'cuda'")
     if options.cuda_graph and manifest.multiple_of is not None:
         raise InputError(f"{path} takes images of several sizes, and a CUDA graph has one; load it without cuda_graph")
     if provider == "cuda":
         session, _ = create_session(path, "cuda", threads, cuda_options(options))
     else:
-        session = _open_tensorrt(path, manifest, file, threads, options, cache_dir, tell)
+        session = _open_tensorrt(path, manifest, file, held, threads, options, cache_dir, tell)
     check_placement(path, provider, node_placement(session))
     try:
         return GpuSession(session, provider, manifest, file, options)
@@ -86,10 +100,22 @@ def check_placement(path: Path, provider: str, nodes: Sequence[NodePlacement]) -
         raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {provider}")
 
 
+def _within(held: Held, options: GpuOptions) -> GpuOptions:
+    """With the largest batch of an engine that was built already."""
+    if held.max_batch is None:
+        return options
+    if options.largest > held.max_batch and options.max_batch is not None:
+        raise InputError(
+            f"got max_batch {options.max_batch}, expected at most {held.max_batch}, for which the engine in the file was built"
+        )
+    return replace(options, max_batch=options.max_batch or held.max_batch)
+
+
 def _open_tensorrt(
     path: Path,
     manifest: Manifest,
     file: OnnxFile,
+    held: Held | None,
     threads: int | None,
     options: GpuOptions,
     cache_dir: Path | None,
@@ -98,7 +124,15 @@ def _open_tensorrt(
     ort, driver = require("tensorrt", options.device), nvidia.find_driver()
     if isinstance(driver, Obstacle):  # it was there a moment ago
         raise ProviderError(f"provider 'tensorrt' does not run here: {driver}")
-    given, gpu = tensorrt_options(options, manifest), driver.gpus[options.device]
+    given, gpu = tensorrt_options(options), driver.gpus[options.device]
+    if held is not None:
+        check_held(path, held, "tensorrt", nvidia.tensorrt_version(), gpu.capability, gpu.name)
+        try:
+            return create_session(path, "tensorrt", threads, given)[0]
+        except ModelError as error:  # which blames the file, as the CPU cannot load it either
+            reason = one_line(error.__cause__ or error)
+            raise ProviderError(f"{path}: tensorrt does not take {held} ({reason}); build it again here with `vit-trt`") from error
+    wanted = engine_options(options, manifest)
     versions = {
         "onnxruntime": str(ort.__version__),
         "TensorRT": nvidia.tensorrt_version(),
@@ -111,10 +145,12 @@ def _open_tensorrt(
         raise ModelError(f"{path} cannot be read ({error.strerror or error})") from error
 
     def session(folder: Path, times: Path | None = None) -> Any:
-        return create_session(path, "tensorrt", threads, {**given, **cache_options(str(folder), str(times) if times else None)})[0]
+        return create_session(path, "tensorrt", threads, {**given, **wanted, **cache_options(str(folder), str(times) if times else None)})[
+            0
+        ]
 
     cache = EngineCache(named_folder(cache_dir) or default_folder())
-    return cache.open(engine_key(given, path.name, digest, versions), timing_key(versions), path.name, session, session, tell)
+    return cache.open(engine_key(wanted, path.name, digest, versions), timing_key(versions), path.name, session, session, tell)
 
 
 class GpuSession:

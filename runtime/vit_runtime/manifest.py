@@ -22,6 +22,7 @@ from vit_runtime.accuracy import Accuracy
 from vit_runtime.errors import ModelError
 from vit_runtime.golden import ALL_EXTREMES, EXTREMES, GENERATOR
 from vit_runtime.onnx_file import OnnxFile, read_onnx
+from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.preprocess import MAX_SIDE, Preprocessing
 
 KEY = "vit_deploy"
@@ -138,6 +139,11 @@ class Execution:
     provider: str = "cpu"
     bf16: bool = False
     int8_group: int | None = None
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The part that is OpenVINO's."""
+        return Arithmetic(self.bf16, self.int8_group)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from vit_runtime.manifest import Manifest, read_manifest
 from vit_runtime.nvidia import out_of_memory
 from vit_runtime.obstacle import one_line
 from vit_runtime.onnx_file import OnnxFile
-from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.preprocess import pixel_values
 from vit_runtime.providers import NodePlacement, create_session, node_placement, probe
+from vit_runtime.tensorrt.context import read_held
 from vit_runtime.threads import physical_cores
 
 Floats = npt.NDArray[np.float32]
@@ -247,7 +247,7 @@ def load(
     """Load an exported file.
 
     `provider` is "cpu", "openvino", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here and runs
-    the whole file.
+    the whole file. A file with an engine inside wants the engine's own provider, by name.
     `threads` of a CPU; by default the physical cores that this process may use. `cache_dir` is a folder in which OpenVINO and TensorRT keep
     what they compiled; without it the one that the environment variable VIT_DEPLOY_CACHE names; without that OpenVINO keeps nothing, and
     TensorRT, which builds for minutes, uses the system's folder for caches.
@@ -261,14 +261,16 @@ def load(
     options = GpuOptions(device_id, max_batch, cuda_graph, stream)
     check_options(provider, options, cache_dir)
     manifest, file = read_manifest(file_path)
+    if (held := read_held(file)) is not None and provider != held.provider:  # by name, as an engine is code, run as it lies there
+        remedy = f"if you trust it, load it with provider {held.provider!r}"
+        raise ProviderError(f"{path} holds {held}, which provider {provider!r} does not run; {remedy}")
     session: Any
     if provider in GPU_PROVIDERS:
         session, chosen = open_gpu(file_path, manifest, file, provider, threads, options, folder, tell), provider
     else:
         wanted = manifest.execution
-        arithmetic = Arithmetic(wanted.bf16, wanted.int8_group)
         session, chosen = create_session(
-            file_path, provider, threads, made_for=wanted.provider, arithmetic=arithmetic, cache_dir=named_folder(folder)
+            file_path, provider, threads, made_for=wanted.provider, arithmetic=wanted.arithmetic, cache_dir=named_folder(folder)
         )
         if chosen == "cuda":  # which "auto" has taken
             try:
@@ -276,5 +278,5 @@ def load(
                 session = GpuSession(session, chosen, manifest, file, options)
             except ProviderError:  # a file for a CPU, some of whose ops CUDA has no kernels for: what runs it whole
                 chosen = "openvino" if wanted.provider == "openvino" and probe("openvino").works else "cpu"
-                session, _ = create_session(file_path, chosen, threads, arithmetic=arithmetic, cache_dir=named_folder(folder))
+                session, _ = create_session(file_path, chosen, threads, arithmetic=wanted.arithmetic, cache_dir=named_folder(folder))
     return Model(file_path, manifest, file, session, chosen, threads or physical_cores())

@@ -112,16 +112,31 @@ def with_outputs(path: Path, names: Sequence[str]) -> bytes:
     A protocol buffer's messages that come twice are merged by whoever reads them, so it is enough to add a graph of nothing but outputs.
     Only for files that fit one protocol buffer.
     """
-    graph = b"".join(_field(12, _field(1, name.encode())) for name in names)
-    return path.read_bytes() + _field(7, graph)
+    graph = b"".join(field(12, field(1, name.encode())) for name in names)
+    return path.read_bytes() + field(7, graph)
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field."""
-    length, size = b"", len(content)
-    while size > 0x7F:
-        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
-    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+def field(key: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer."""
+    return field_head(key, len(content)) + content
+
+
+def field_head(key: int, size: int) -> bytes:
+    """How a length-delimited field of so many bytes begins."""
+    return _varint(key << 3 | 2) + _varint(size)
+
+
+def int_field(key: int, value: int) -> bytes:
+    """A field that is a whole number, not negative."""
+    return _varint(key << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*written, value])
 
 
 def _walk(path: Path, reader: Callable[[Path, mmap.mmap], T]) -> T:

@@ -9,6 +9,8 @@ from helpers import inputs, run_apart
 
 import vit_runtime as vit
 from vit_runtime.providers import placement
+from vit_runtime.tensorrt import build
+from vit_runtime.tensorrt.compilers import TENSORRT, is_there
 
 # float32 sums in another order on another processor: a few units in the last place of numbers around 1.
 SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
@@ -76,3 +78,15 @@ def test_the_placement_counts_tensorrts_parts(tensorrt: str, tiny_model: Path):
     from vit_runtime.providers import create_session
 
     assert next(iter(placement(create_session(tiny_model, tensorrt)[0]))) == tensorrt
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_an_engine_inside_of_a_file_gives_what_one_built_here_gives(tensorrt: str, cuda_graph: bool, tiny_model: Path, tmp_path: Path):
+    if not is_there(TENSORRT):
+        pytest.skip(f"{TENSORRT.name} is not installed; run: {TENSORRT.install}")
+    path = tmp_path / "held.onnx"
+    build(tiny_model, out=path)
+    expected, model = vit.load(tiny_model, tensorrt).run(inputs(5)), vit.load(path, cuda_graph=cuda_graph, provider=tensorrt)
+    assert {node.op_type for node in model.placement()} == {"EPContext"}
+    for name, values in model.run(inputs(5)).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-2, atol=1e-3)  # TF32, and kernels chosen twice

@@ -17,6 +17,7 @@ from vit_runtime.gpu_options import (
     check_options,
     cuda_options,
     engine_key,
+    engine_options,
     image_sizes,
     profile,
     tensorrt_options,
@@ -128,15 +129,14 @@ def test_the_profile_of_a_file_for_several_sizes_spans_those_that_its_record_pro
 
 
 def test_tensorrt_gets_all_three_shapes_and_no_word_about_precision(tiny_manifest: Manifest):
-    options = tensorrt_options(GpuOptions(device_id=1, max_batch=4, cuda_graph=True), tiny_manifest)
-    assert options == {
-        "device_id": "1",
+    asked = GpuOptions(device_id=1, max_batch=4, cuda_graph=True)
+    assert engine_options(asked, tiny_manifest) == {
         "trt_profile_min_shapes": "pixel_values:1x3x32x32",
         "trt_profile_opt_shapes": "pixel_values:4x3x32x32",
         "trt_profile_max_shapes": "pixel_values:4x3x32x32",
-        "trt_cuda_graph_enable": "True",  # not "1", which onnxruntime refuses here
     }
-    assert tensorrt_options(GpuOptions(stream=4096), tiny_manifest)["user_compute_stream"] == "4096"
+    assert tensorrt_options(asked) == {"device_id": "1", "trt_cuda_graph_enable": "True"}  # not "1", which onnxruntime refuses here
+    assert tensorrt_options(GpuOptions(stream=4096))["user_compute_stream"] == "4096"
 
 
 def test_a_build_gets_both_caches_and_a_reuse_the_engine_alone():
@@ -151,7 +151,7 @@ def test_a_build_gets_both_caches_and_a_reuse_the_engine_alone():
 def key(
     tiny_manifest: Manifest, options: GpuOptions = NOTHING_ASKED, name: str = "vit.onnx", digest: str = "d", **versions: str
 ) -> dict[str, str]:
-    return engine_key(tensorrt_options(options, tiny_manifest), name, digest, {**VERSIONS, **versions})
+    return engine_key(engine_options(options, tiny_manifest), name, digest, {**VERSIONS, **versions})
 
 
 @pytest.mark.parametrize("name", VERSIONS)

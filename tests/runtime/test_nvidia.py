@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 
 import vit_runtime
 from vit_runtime import nvidia
+from vit_runtime.onnx_file import read_onnx
+from vit_runtime.tensorrt.context import Held, write_context
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(
@@ -306,3 +309,33 @@ def test_memory_that_ran_out_is_recognised_in_the_words_of_each_library(text: st
 def test_other_failures_are_not_taken_for_it():
     assert not nvidia.out_of_memory(RuntimeError("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"))
     assert not nvidia.out_of_memory(RuntimeError("CUDA failure 209: no kernel image is available for execution on the device"))
+
+
+# --- an engine inside of a file
+
+LOAD = """
+import sys
+from pathlib import Path
+from vit_runtime.errors import MachineError
+from vit_runtime.gpu_options import GpuOptions
+from vit_runtime.gpu_session import open_gpu
+from vit_runtime.manifest import read_manifest
+path = Path(sys.argv[1])
+try:
+    open_gpu(path, *read_manifest(path), "tensorrt", None, GpuOptions())
+except MachineError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_an_engine_in_a_file_is_held_against_the_gpu_and_tensorrt_before_it_is_loaded(machine: Machine, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "bare").write_bytes(b"engine")
+    path = tmp_path / "held.onnx"
+    held = Held("tensorrt", "10.14.1.48", 89, 16)
+    write_context(read_onnx(tiny_model), tmp_path / "bare", held, path)
+    said = f"ProviderError {path} holds an engine of tensorrt 10.14.1.48 for SM 89, and Stand-in is SM 86; "
+    assert machine.python(LOAD, str(path), FAKE_CAPABILITY="86").startswith(said)
+    taken = machine.python(LOAD, str(path))  # as far as the stand-in of onnxruntime goes, which opens nothing
+    assert taken.startswith(f"ProviderError {path}: tensorrt does not take an engine of tensorrt 10.14.1.48 for SM 89 (")
+    write_context(read_onnx(tiny_model), tmp_path / "bare", replace(held, version="10.9.0"), path)
+    assert "and provider 'tensorrt' brings 10.14.1 here" in machine.python(LOAD, str(path))

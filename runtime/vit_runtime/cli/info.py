@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vit_runtime.manifest import Limits, Manifest, Measured, Parity, read_manife
 from vit_runtime.onnx_file import OnnxFile
 from vit_runtime.parity.judging import limits_for
 from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing
+from vit_runtime.tensorrt.context import Held, read_held
 from vit_runtime.tensorrt.rules import lint
 
 
@@ -32,6 +34,7 @@ def main(console: Console, model: Path, graph: bool, check: str | None) -> None:
         _check(console, model)
         return
     manifest, file = read_manifest(model)
+    held = read_held(file)
     document = {
         "file": {
             "path": str(file.path),
@@ -42,9 +45,10 @@ def main(console: Console, model: Path, graph: bool, check: str | None) -> None:
             "nodes": file.nodes,
             "ops": dict(file.op_counts),
         },
+        "engine": asdict(held) if held is not None else None,
         "manifest": manifest.to_dict(),
     }
-    console.result(document, _graph(manifest, file) if graph else _text(manifest, file))
+    console.result(document, _graph(manifest, file) if graph else _text(manifest, file, held))
 
 
 def _check(console: Console, model: Path) -> None:
@@ -76,7 +80,7 @@ def _graph(manifest: Manifest, file: OnnxFile) -> str:
     return "\n".join([f"{file.path}, opset {build['opset']}, target {build['target']}, {build['precision']}", table(rows), *listed])
 
 
-def _text(manifest: Manifest, file: OnnxFile) -> str:
+def _text(manifest: Manifest, file: OnnxFile, held: Held | None) -> str:
     m, p = manifest.model, manifest.preprocessing
     shape = f"({', '.join(map(str, manifest.input_shape))})"
     multiples = f", in multiples of {manifest.multiple_of}" if manifest.multiple_of is not None else ""
@@ -95,6 +99,9 @@ def _text(manifest: Manifest, file: OnnxFile) -> str:
     build = manifest.build
     split = f", tokens in pieces of {', '.join(map(str, build['token_split']))}" if build["token_split"] else ""
     rows.append(["graph", f"opset {build['opset']}, target {build['target']}, precision {build['precision']}, {file.nodes} nodes{split}"])
+    if held is not None:
+        batches = f", batches up to {held.max_batch}" if held.max_batch is not None else ""
+        rows.append(["engine", f"{str(held).removeprefix('an engine ')}{batches}, for provider {held.provider}"])
     rows += [["kept", f"{kept['layer']} in higher precision"] for kept in build["kept"]]
     rows += [
         ["float32", f"{each['node']}, for {each['value']} up to {each['largest'] or 'Inf'}: {each['reason']}"] for each in build["islands"]

@@ -17,12 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vit_runtime import nvidia
 from vit_runtime.errors import InputError, MachineError, ModelError
 from vit_runtime.manifest import KEY, Manifest, read_manifest
 from vit_runtime.memory import available_memory, megabytes
-from vit_runtime.obstacle import one_line
+from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.onnx_file import OnnxFile, read_graph, read_onnx
 from vit_runtime.tensorrt.compilers import RTX, TENSORRT, Compiler, ending, is_there, load
+from vit_runtime.tensorrt.context import Held, write_context
 from vit_runtime.tensorrt.rules import TARGETS, Problem, command, lint, node_name
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -118,6 +120,8 @@ def build(
 ) -> Build:
     """Build an engine of `path` with the compiler that is installed, and write it to `out` if there is one; it appears whole or not at all.
 
+    Where `out` ends in .onnx the engine is written inside an .onnx file, which `load` takes (context.py).
+
     With `sm` (89 for compute capability 8.9) tensorrt-rtx builds for that GPU alone. Without it TensorRT builds for the GPU that is here,
     or where only tensorrt-rtx is installed, that for every GPU that it supports, from Ampere on.
     `profile` is for a free batch (DEFAULT_BATCH), `workspace` in MiB, `timeout` in seconds. What the linter finds is told before a compiler
@@ -134,12 +138,16 @@ def build(
     file = read_onnx(path)
     manifest = read_manifest(path)[0] if KEY in file.metadata else None
     shapes, profile = _shapes(file, manifest, profile)
+    in_onnx = out is not None and out.suffix == ".onnx"
+    if in_onnx and manifest is not None:
+        _check_loadable(path, manifest, profile)
     compiler = _compiler(sm)
     if timing_cache is not None and compiler is RTX:
         raise InputError("got a timing cache for tensorrt-rtx, which times nothing while it builds; leave --timing-cache out")
     with tempfile.TemporaryDirectory(prefix="vit-trt-") as scratch:
         place = Path(scratch) if out is None else out.resolve().parent
         part = place / f".{(out or path).name}.{os.getpid()}"
+        wrapped = part.with_name(f"{part.name}.onnx")
         cache_part = None if timing_cache is None else timing_cache.with_name(f".{timing_cache.name}.{os.getpid()}")
         request = {
             "model": str(path),
@@ -156,11 +164,14 @@ def build(
             if "failed" in answer:
                 raise _blame(answer["failed"], path, manifest, compiler)
             if out is not None:
-                part.replace(out)
+                if in_onnx:
+                    held = Held(compiler.name, answer["built"]["version"], sm or _sm_here(compiler), profile.max if profile else None)
+                    write_context(file, part, held, wrapped)
+                (wrapped if in_onnx else part).replace(out)
             if timing_cache is not None and cache_part is not None:
                 cache_part.replace(timing_cache)
         finally:
-            for each in (part, cache_part):
+            for each in (part, wrapped, cache_part):
                 if each is not None:
                     each.unlink(missing_ok=True)
     found = answer["built"]
@@ -210,6 +221,23 @@ def _shapes(file: OnnxFile, manifest: Manifest | None, profile: Profile | None) 
         fixed = sorted({str(info.shape[0]) for info in file.inputs if info.shape})
         raise InputError(f"got batch sizes {profile} for {file.path}, whose batch is fixed to {', '.join(fixed)}; leave --batch out")
     return shapes, profile if shapes else None
+
+
+def _check_loadable(path: Path, manifest: Manifest, profile: Profile | None) -> None:
+    """Raises: InputError for an engine that could not do what the runtime does with a file: any batch from one image on, every size."""
+    if profile is not None and profile.min > 1:
+        raise InputError(f"got batch sizes {profile} for an engine inside an .onnx file, which must take single images; let MIN be 1")
+    if manifest.multiple_of is not None:
+        raise InputError(f"{path} takes images of several sizes, an engine one of them; give --out another ending for the bare engine")
+
+
+def _sm_here(compiler: Compiler) -> int | None:
+    """Of the GPU that TensorRT has built for; None for tensorrt-rtx, which builds for all."""
+    driver = nvidia.find_driver()
+    if compiler is RTX or isinstance(driver, Obstacle):
+        return None
+    major, minor = driver.gpus[0].capability
+    return 10 * major + minor
 
 
 def _compiler(sm: int | None) -> Compiler:

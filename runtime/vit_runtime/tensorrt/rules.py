@@ -22,6 +22,7 @@ FLOATS = {"float32", "float16", "bfloat16", "float64"}
 # Ops whose output has not the type of their first input of floating point.
 LOGICAL = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsNaN", "IsInf")
 OF_ONE_TYPE = dict.fromkeys(("Shape", "Size", "NonZero", "ArgMax", "ArgMin"), "int64") | dict.fromkeys(LOGICAL, "bool")
+EP_CONTEXT = "com.microsoft.EPContext"  # an engine inside an .onnx file
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 EXPORT = "vit-export --target tensorrt"
 
@@ -74,6 +75,15 @@ def node_name(node: NodeInfo) -> str:
 
 def _problems(file: OnnxFile, graph: GraphInfo, manifest: Manifest | None) -> Iterator[Problem]:
     nodes = [*graph.nodes, *graph.inner]
+    if engines := [node for node in nodes if node.op == EP_CONTEXT]:
+        yield Problem(
+            EP_CONTEXT,
+            len(engines),
+            tuple(map(node_name, engines[:SHOWN])),
+            "it is an engine already",
+            "take the file that it was built from",
+        )
+        return
     again = f"export it with {command(manifest)}"
     if manifest is not None and (target := str(manifest.build["target"])) not in TARGETS:
         yield Problem(f"target {target}", 1, (), "the file was made for another engine, with its ops and its arithmetic", again)
