@@ -80,8 +80,7 @@ def engines(arch: str, batch: int, threads: int, folder: Path) -> Iterator[Engin
 
 def arithmetic_of(path: Path) -> Arithmetic:
     """What the file's manifest allows."""
-    execution = read_manifest(path)[0].execution
-    return Arithmetic(execution.bf16, execution.int8_group)
+    return read_manifest(path)[0].execution.arithmetic
 
 
 def cell(arch: str, batch: int, threads: int, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:

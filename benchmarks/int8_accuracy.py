@@ -184,7 +184,7 @@ def judge(variant: Variant, files: list[tuple[Path, list[str]]], crops: Crops, v
 def embed(path: Path, exact: Path, variant: Variant, images: list[Image.Image]) -> Array:
     """The class token of each image, (images, D), as the file's own preprocessing, or that of the float32 file, wants them."""
     manifest = read_manifest(path if variant.peer is None else exact)[0]
-    provider, arithmetic = manifest.execution.provider, Arithmetic(manifest.execution.bf16, manifest.execution.int8_group)
+    provider, arithmetic = manifest.execution.provider, manifest.execution.arithmetic
     if variant.peer is not None:
         provider, arithmetic = ("openvino", Arithmetic(bf16=True)) if variant.peer == "nncf" else ("cpu", FLOAT32)
     session, _ = create_session(path, provider, arithmetic=arithmetic)

@@ -1,9 +1,11 @@
-"""Small graphs that TensorRT takes, and those that it does not: input `x` (batch, 16, 32), output `y`."""
+"""Small graphs: those that TensorRT takes and those that it does not, from `x` (batch, 16, 32) to `y`, and graphs in words."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.helper import make_node as node
 
@@ -101,3 +103,15 @@ def branches(inner: NodeProto) -> ModelProto:
     other = helper.make_graph([node("Identity", ["x"], ["t"])], "other", [], [value])
     truth = numpy_helper.from_array(np.array(True), "c")
     return graph([node("If", ["c"], ["y"], name="if", then_branch=then, else_branch=other)], [truth], domains=["com.microsoft"])
+
+
+def in_words(shape: str, body: str, **weights: np.ndarray) -> ir.Model:
+    """x float of that shape through nodes in ONNX's text form, to out of the same shape, every value typed; weights by name."""
+    declared = "".join(f", float[{','.join(map(str, numbers.shape))}] {name}" for name, numbers in weights.items())
+    text = f'<ir_version: 10, opset_import: ["": 20]> main (float[{shape}] x{declared}) => (float[{shape}] out) {{ {body} }}'
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
+    for value in list(model.graph.inputs)[1:]:
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(weights[value.name], name=value.name)
+        model.graph.register_initializer(value)
+    return model

@@ -24,7 +24,6 @@ from vit_runtime.errors import MachineError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Error, Execution, Limits, Manifest, Measured, Nearness, Parity, ReducedLimits
 from vit_runtime.memory import available_memory
-from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.parity import FLOAT32_LIMITS, Check, Report, check_record
 from vit_runtime.preprocess import normalize
 from vit_runtime.providers import create_session
@@ -104,7 +103,7 @@ def open_session(path: Path, provider: str, execution: Execution) -> Any:
     """What runs the file as it is to be judged: a session on the provider, or the simulation."""
     if provider == SIMULATION:
         return Simulation(path)
-    return create_session(path, provider, arithmetic=Arithmetic(execution.bf16, execution.int8_group))[0]
+    return create_session(path, provider, arithmetic=execution.arithmetic)[0]
 
 
 def _held_to_itself(report: Report, manifest: Manifest, simulation: Simulation | None) -> Report:

@@ -11,43 +11,28 @@ import torch
 from click.testing import CliRunner
 from helpers import one_line
 from onnx import TensorProto, numpy_helper
-from PIL import Image
+from target_files import IMAGES, TINY, draw, pictures, source, spec_of
 
 import vit_runtime as vit
-from vit_exporter import ExportReport, ExportSpec, Source, VerificationError, digits_source, export
+from vit_exporter import ExportReport, ExportSpec, VerificationError, digits_source, export
 from vit_exporter.cli import main
 from vit_exporter.precision import half as half_module
 from vit_exporter.targets import TARGETS
 from vit_exporter.tuning.candidates import candidates
-from vit_models import ViT, ViTConfig
+from vit_models import ViT
 from vit_runtime.errors import InputError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Execution, Limits, read_manifest
 from vit_runtime.parity import check_record
-from vit_runtime.preprocess import Preprocessing
 
 SIDES = ("target", "precision")
 ALL = [(target.name, precision) for target in TARGETS.values() if target.on_gpu for precision in target.precisions]
 REDUCED = [each for each in ALL if each[1] != "fp32"]
 EIGHT = [("tensorrt", "int8"), ("tensorrt", "fp8")]
-IMAGES = 8  # that judge, and as many that calibrate
 DEPTH, LINEARS = 4, 6  # of the digits network: its blocks, and the linear layers of each
 F32, F16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-TINY = ViTConfig(img_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, num_classes=10)
 
 Digits = Callable[[str, str], ExportReport]
-
-
-def source(model: ViT) -> Source:
-    return Source(model, None, {"format": "random", "seed": 0, "sha256": None}, Preprocessing.paper(32, 32), None)
-
-
-def draw(dynamic_size: bool = False) -> ViT:
-    """A network all of whose parameters are random numbers."""
-    model, numbers = ViT(TINY, None, dynamic_size).eval(), torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.copy_(torch.randn(parameter.shape, generator=numbers) * (0.2 if parameter.ndim > 1 else 0.5))
-    return model
 
 
 def with_huge_layer() -> ViT:
@@ -72,10 +57,7 @@ def with_tiny_norm() -> ViT:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """A folder of pictures, to calibrate with and to judge on."""
-    folder = tmp_path_factory.mktemp("images")
-    for number, pixels in enumerate(golden_images(9, 2 * IMAGES, 28, 28)):
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    return folder
+    return pictures(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +67,7 @@ def digits(images, tmp_path_factory) -> Digits:
 
     @functools.cache
     def make(target: str, precision: str) -> ExportReport:
-        calibrate = images if precision != "fp32" else None
-        return export(
-            digits_source, ExportSpec(folder / f"{target}-{precision}.onnx", target=target, precision=precision, calibrate=calibrate)
-        )
+        return export(digits_source, spec_of(folder, images, target, precision))
 
     return make
 

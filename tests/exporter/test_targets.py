@@ -13,11 +13,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
-from PIL import Image
+from target_files import IMAGES, PREPARED, TINY, draw, pictures, source, spec_of
 
 import vit_runtime as vit
-from vit_exporter import ExportReport, ExportSpec, Source, VerificationError, digits_source, export
+from vit_exporter import ExportReport, ExportSpec, VerificationError, digits_source, export
 from vit_exporter.describe import manifest_of
 from vit_exporter.passes.applying import apply
 from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
@@ -26,13 +25,12 @@ from vit_exporter.reference import golden_record
 from vit_exporter.targets import TARGETS, Target, check_split, find_target
 from vit_exporter.trace import trace
 from vit_exporter.verification import PassCheck, check_exact
-from vit_models import OUTPUT_NAMES, Rope, ViT, ViTConfig
+from vit_models import OUTPUT_NAMES, Rope
 from vit_runtime.accuracy import cosines
 from vit_runtime.errors import InputError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Execution, Limits, Manifest, read_manifest
 from vit_runtime.parity import FLOAT32_LIMITS, check_record
-from vit_runtime.preprocess import Preprocessing
 
 SIDES = ("target", "precision")
 HERE = [target for target in TARGETS.values() if not target.on_gpu]  # test_gpu_targets.py has the others
@@ -40,32 +38,14 @@ ALL = [(target.name, precision) for target in HERE for precision in target.preci
 TWICE = {("portable", "fp16"), ("cpu", "fp16"), ("portable", "int8")}  # made as another target's are, so they may be left to the slow run
 COMBINATIONS = [pytest.param(*each, marks=pytest.mark.slow) if each in TWICE else each for each in ALL]
 REDUCED = [each for each, name in zip(COMBINATIONS, ALL, strict=True) if name[1] != "fp32"]
-IMAGES = 8  # that judge, and as many that calibrate
-TINY = ViTConfig(img_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, num_classes=10)
-PREPARED = Preprocessing.paper(32, 32)
 
 Digits = Callable[[str, str], ExportReport]
-
-
-def draw(config: ViTConfig = TINY, outputs: tuple[str, ...] | None = None, dynamic_size: bool = False) -> ViT:
-    """A network all of whose parameters are random numbers, as large in the blocks as in front of them, as training leaves them."""
-    model, numbers = ViT(config, outputs, dynamic_size).eval(), torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.copy_(torch.randn(parameter.shape, generator=numbers) * (0.2 if parameter.ndim > 1 else 0.5))
-    return model
-
-
-def source(model: ViT | None = None) -> Source:
-    return Source(model or draw(), None, {"format": "random", "seed": 0, "sha256": None}, PREPARED, None)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """A folder of pictures, to calibrate with and to judge on."""
-    folder = tmp_path_factory.mktemp("images")
-    for number, pixels in enumerate(golden_images(9, 2 * IMAGES, 28, 28)):
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    return folder
+    return pictures(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +59,6 @@ def digits(images, tmp_path_factory) -> Digits:
         return export(digits_source, dataclasses.replace(spec_of(folder, images, target, precision), verify_passes=each))
 
     return make
-
-
-def spec_of(folder: Path, images: Path, target: str, precision: str) -> ExportSpec:
-    calibrate = images if precision != "fp32" else None
-    return ExportSpec(folder / f"{target}-{precision}.onnx", target=target, precision=precision, calibrate=calibrate)
 
 
 def weights(report: ExportReport) -> dict[str, onnx.TensorProto]:

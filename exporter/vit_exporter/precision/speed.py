@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from vit_runtime.manifest import Manifest
-from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.race import Entrant, race
 from vit_runtime.threads import physical_cores
 
@@ -22,7 +21,7 @@ def times_faster(exact: Path, reduced: Path, provider: str, manifest: Manifest) 
     threads, execution = physical_cores(), manifest.execution
     entrants = [
         Entrant(exact, provider, threads, 1, image),
-        Entrant(reduced, provider, threads, 1, image, Arithmetic(execution.bf16, execution.int8_group)),
+        Entrant(reduced, provider, threads, 1, image, execution.arithmetic),
     ]
     slow, fast = race(entrants, ROUNDS, SECONDS)
     return fast.times_faster(slow)

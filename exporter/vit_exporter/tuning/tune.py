@@ -25,7 +25,6 @@ from vit_runtime.cli.common import write_whole
 from vit_runtime.errors import MachineError, SessionError
 from vit_runtime.images import find_images
 from vit_runtime.manifest import Manifest, read_manifest
-from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.race import Entrant, race
 from vit_runtime.threads import physical_cores, processor
 
@@ -221,9 +220,11 @@ def _beyond(manifest: Manifest, drop: float) -> str | None:
 def _time(path: Path, baseline: Path, manifest: Manifest, batch_size: int, threads: int) -> Timing:
     """The file beside the default export, in turn."""
     image, execution = (manifest.preprocessing.channels, *manifest.image_size), manifest.execution
-    arithmetic = Arithmetic(execution.bf16, execution.int8_group)
     slow, fast = race(
-        [Entrant(baseline, "cpu", threads, batch_size, image), Entrant(path, execution.provider, threads, batch_size, image, arithmetic)],
+        [
+            Entrant(baseline, "cpu", threads, batch_size, image),
+            Entrant(path, execution.provider, threads, batch_size, image, execution.arithmetic),
+        ],
         ROUNDS,
         SECONDS,
     )

@@ -20,7 +20,6 @@ from vit_runtime.errors import InputError
 from vit_runtime.golden import golden_images
 from vit_runtime.model import Model
 from vit_runtime.onnx_file import NodeInfo, read_nodes, with_outputs
-from vit_runtime.openvino_engine import Arithmetic
 from vit_runtime.parity.judging import Array
 from vit_runtime.preprocess import normalize
 from vit_runtime.providers import create_session
@@ -142,8 +141,7 @@ def _values(model: Model, names: list[str]) -> dict[str, Array]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tapped.onnx")
         path.write_bytes(with_outputs(model.path, [name for name in names if name not in already]))
-        arithmetic = Arithmetic(manifest.execution.bf16, manifest.execution.int8_group)
-        session, _ = create_session(path, model.provider, model.threads, model.device, arithmetic=arithmetic)
+        session, _ = create_session(path, model.provider, model.threads, model.device, arithmetic=manifest.execution.arithmetic)
         values = session.run(names, {manifest.input_name: normalize(images, manifest.preprocessing)})
     return {name: value for name, value in zip(names, values, strict=True) if np.issubdtype(value.dtype, np.floating)}
 

@@ -1,9 +1,9 @@
 """Numbers that float16 cannot hold are found by what they are on images: beyond its end, summed up beyond it, or lost below it."""
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
+from onnx_graphs import in_words
 
 from vit_exporter.precision.ranges import LARGEST, LOST, MARGIN, Island, Range, islands, measure, sums, together
 
@@ -13,13 +13,7 @@ IMAGES = RANDOM.standard_normal((3, 1, 4, 8)).astype(np.float32)
 
 def graph(body: str, **weights: np.ndarray) -> ir.Model:
     """x float (batch, 1, 4, 8) through nodes named after what they make; weights by name."""
-    declared = "".join(f", float[{','.join(map(str, numbers.shape))}] {name}" for name, numbers in weights.items())
-    text = f'<ir_version: 10, opset_import: ["": 20]> main (float[batch, 1, 4, 8] x{declared}) => (float[batch, 1, 4, 8] out) {{ {body} }}'
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
-    for value in list(model.graph.inputs)[1:]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(weights[value.name], name=value.name)
-        model.graph.register_initializer(value)
+    model = in_words("batch, 1, 4, 8", body, **weights)
     for node in model.graph:
         node.name = node.outputs[0].name
     return model

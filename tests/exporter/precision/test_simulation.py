@@ -5,9 +5,9 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
+from onnx_graphs import in_words
 
 from vit_exporter import VerificationError
 from vit_exporter.passes.narrow import Narrow
@@ -24,13 +24,7 @@ def file(tmp_path) -> Callable[..., Path]:
     """A file of x (batch, 4, 8) that goes through the nodes of `body`, in 16 bits but for islands; weights by name."""
 
     def make(body: str, kind: str = "float16", wide: tuple[str, ...] = (), **weights: np.ndarray) -> Path:
-        declared = "".join(f", float[{','.join(map(str, numbers.shape))}] {name}" for name, numbers in weights.items())
-        text = f'<ir_version: 10, opset_import: ["": 20]> main (float[batch, 4, 8] x{declared}) => (float[batch, 4, 8] out) {{ {body} }}'
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
-        for value in list(model.graph.inputs)[1:]:
-            model.graph.inputs.remove(value)
-            value.const_value = ir.tensor(weights[value.name], name=value.name)
-            model.graph.register_initializer(value)
+        model = in_words("batch, 4, 8", body, **weights)
         for node in model.graph:
             node.name = f"layer/{node.outputs[0].name}"
         Narrow(kind, wide)(model)
