@@ -374,7 +374,8 @@ def create_session(
             two), else OpenVINO where it works and the file is `made_for` it, else the CPU. "auto" never takes TensorRT, whose engine
             takes minutes to build. Below TensorRT, CUDA takes the nodes that TensorRT cannot; `placement` tells.
         threads: for the work inside one node; by default the physical cores that this process may use. Nodes run one after another.
-        provider_options: onnxruntime's own options for "cuda" or "tensorrt", such as gpu_options.py makes; without any, GPU 0 in float32.
+        provider_options: onnxruntime's own options for "cuda" or "tensorrt", such as gpu_options.py makes; "cuda" takes GPU 0 and
+            computes in float32 unless they say otherwise.
         arithmetic: what the file allows OpenVINO to compute in.
         cache_dir: where OpenVINO keeps what it compiled, for a faster start the next time; nowhere without. The folder is made; one that
             cannot be written to, and what is damaged in it, is passed over.
@@ -398,7 +399,7 @@ def create_session(
         return _open_openvino(path, threads or physical_cores(), arithmetic, cache_dir), chosen.name
     options = dict(provider_options or {})
     if chosen.name == "cuda":
-        options = options or cuda_options(GpuOptions())
+        options = {**cuda_options(GpuOptions()), **options}
     ort = require(chosen.name, int(options.get("device_id", 0)))
     try:
         session = _open(ort, path, chosen, threads or physical_cores(), options)

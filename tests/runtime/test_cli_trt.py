@@ -19,11 +19,91 @@ from onnx import TensorProto
 from onnx.helper import make_node as node
 from onnx_graphs import FP8, HALF, graph, product, quantized, tensor
 
-from vit_runtime.errors import MachineError, ModelError
+from vit_runtime.errors import InputError, MachineError
 from vit_runtime.manifest import read_manifest
 from vit_runtime.onnx_file import read_graph
 from vit_runtime.tensorrt import build, engine
 from vit_runtime.tensorrt.compilers import COMPILERS, RTX, TENSORRT
+
+STAND_IN = """
+import json
+from pathlib import Path
+
+__version__ = "10.14.1.48"
+SAW = Path(__file__).with_name("saw.json")
+
+class ILogger:
+    ERROR, INTERNAL_ERROR, WARNING = range(3)
+
+class IProgressMonitor: ...
+
+class NetworkDefinitionCreationFlag:
+    STRONGLY_TYPED = 1
+
+class ProfilingVerbosity:
+    DETAILED = "detailed"
+
+class MemoryPoolType:
+    WORKSPACE = "workspace"
+
+class OnnxParser:
+    def __init__(self, network, log): ...
+    def parse_from_file(self, path):
+        return True
+
+class Timings:
+    def serialize(self):
+        return b"timings"
+
+class Profile:
+    def set_shape(self, name, *shapes):
+        self.name, self.shapes = name, shapes
+
+class Config:
+    def __init__(self, log):
+        self.log, self.saw = log, {}
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, value)
+        if name not in ("log", "saw", "progress_monitor"):
+            self.saw[name] = value
+    def set_memory_pool_limit(self, kind, size):
+        self.saw[kind] = size
+    def create_timing_cache(self, content):
+        if content not in (b"", b"timings"):
+            self.log.log(ILogger.WARNING, "not one of mine")
+        return Timings()
+    def set_timing_cache(self, cache, ignore_mismatch):
+        return True
+    def get_timing_cache(self):
+        return Timings()
+    def add_optimization_profile(self, profile):
+        self.saw[profile.name] = profile.shapes
+        return 0
+
+class Builder:
+    def __init__(self, log):
+        self.log = log
+    def create_network(self, flags):
+        assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    def create_builder_config(self):
+        return Config(self.log)
+    def create_optimization_profile(self):
+        return Profile()
+    def build_serialized_network(self, network, config):
+        SAW.write_text(json.dumps(config.saw))
+        self.log.layers = "Layers:"
+        return memoryview(b"\\0trt, or so")
+"""
+
+
+@pytest.fixture
+def tensorrt(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in of TensorRT 10, which needs a GPU; the file in which it leaves what it was asked for."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    (folder / "tensorrt").mkdir()
+    (folder / "tensorrt" / "__init__.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(folder)
+    return folder / "tensorrt" / "saw.json"
 
 
 def trt(model: Path, *arguments: str | Path, sm: int = 89) -> Result:
@@ -92,8 +172,21 @@ def test_the_profile_stands_in_the_engine(tiny_model: Path, tmp_path: Path):
     assert sizes[0] != sizes[2]
 
 
-def test_options_reach_the_compiler(tiny_model: Path):
-    assert trt(tiny_model, "--optimization-level", "0", "--workspace", "512").exit_code == 0
+def test_options_reach_the_compiler(tiny_model: Path, tensorrt: Path):
+    assert run("vit-trt", tiny_model, "--optimization-level", "0", "--workspace", "512", "--batch", "1,2,4").exit_code == 0
+    assert json.loads(tensorrt.read_text()) == {
+        "profiling_verbosity": "detailed", "builder_optimization_level": 0, "workspace": 512 << 20,
+        "pixel_values": [[1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32]],
+    }  # fmt: skip
+    assert trt(tiny_model, "--optimization-level", "0", "--workspace", "512").exit_code == 0  # which the real one takes too
+
+
+def test_an_engine_may_replace_what_a_link_points_to(tiny_model: Path, tmp_path: Path, tensorrt: Path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "x.engine").symlink_to(tmp_path / "there" / "y.engine")
+    assert run("vit-trt", tiny_model, "--out", tmp_path / "x.engine").exit_code == 0
+    assert (tmp_path / "there" / "y.engine").read_bytes()[1:4] == b"trt"
+    assert (tmp_path / "x.engine").is_symlink()
 
 
 def test_a_file_of_fixed_batch_has_no_profile(tmp_path: Path):
@@ -258,6 +351,32 @@ def Builder(log):
 """
 
 
+def test_timings_are_kept_for_the_next_build(tiny_model: Path, tmp_path: Path, tensorrt: Path):
+    cache = tmp_path / "timing.cache"
+    for _ in range(2):
+        assert run("vit-trt", tiny_model, "--timing-cache", cache).exit_code == 0
+        assert cache.read_bytes() == b"timings"
+    assert contents(tmp_path) == {"timing.cache"}
+
+
+def test_what_is_no_timing_cache_is_not_blamed_on_the_model(tiny_model: Path, tmp_path: Path, tensorrt: Path):
+    cache = tmp_path / "timing.cache"
+    cache.write_text("mine")
+    said = f"{cache} is no timing cache of this TensorRT and this GPU; delete it, or choose another file"
+    assert failed(run("vit-trt", tiny_model, "--timing-cache", cache), 2) == said
+    assert cache.read_text() == "mine"
+    cache.unlink()
+    cache.mkdir()
+    assert failed(run("vit-trt", tiny_model, "--timing-cache", cache), 2).startswith(f"{cache} cannot be read (Is a directory)")
+
+
+def test_inside_of_an_onnx_file_its_engine_is_for_its_own_provider(tiny_model: Path, tmp_path: Path, tensorrt: Path):
+    out = tmp_path / "x.onnx"
+    assert run("vit-trt", tiny_model, "--out", out).exit_code == 0
+    held = document_of(run("vit-info", out, "--json"))["engine"]
+    assert (held["compiler"], held["version"], held["max_batch"]) == ("tensorrt", "10.14.1.48", 32)
+
+
 def test_a_timing_cache_is_for_tensorrt_only(tiny_model: Path, tmp_path: Path):
     assert "times nothing while it builds" in failed(trt(tiny_model, "--timing-cache", tmp_path / "t.cache"), 2)
 
@@ -411,5 +530,5 @@ def test_tensorrt_builds_for_the_gpu_that_is_here(tiny_model: Path, tmp_path: Pa
         assert document["layers"]
         assert cache.stat().st_size > 0
     cache.write_bytes(b"no cache")
-    with pytest.raises(ModelError, match="is no timing cache"):
+    with pytest.raises(InputError, match="is no timing cache"):
         build(tiny_model, timing_cache=cache)

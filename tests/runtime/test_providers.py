@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 import vit_runtime
+from vit_runtime import providers
 from vit_runtime.errors import InputError, MachineError, ModelError, ProviderError
 from vit_runtime.providers import (
     PROBE_INPUT,
@@ -301,6 +303,21 @@ def test_an_unknown_provider_is_an_input_error_even_when_the_file_is_missing(tmp
 def test_provider_options_need_the_provider_that_they_are_for(model, provider):
     with pytest.raises(InputError, match="expected them with 'cuda' or 'tensorrt' only"):
         create_session(model, provider, provider_options={"device_id": "1"})
+
+
+@pytest.mark.parametrize("options", [None, {}, {"device_id": "0"}, {"enable_cuda_graph": "1"}])
+def test_float32_on_cuda_is_float32_whatever_else_is_asked_for(model, options, monkeypatch):
+    """A stand-in of the session's maker: TF32 is onnxruntime's own default there."""
+    asked = dict[str, str]()
+
+    def opened(module, path, provider, threads, options):
+        asked.update(options)
+        return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
+
+    monkeypatch.setattr(providers, "require", lambda name, device_id: ort)
+    monkeypatch.setattr(providers, "_open", opened)
+    create_session(model, "cuda", provider_options=options)
+    assert asked == {"device_id": "0", "use_tf32": "0", **(options or {})}
 
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "cpu"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -209,6 +210,17 @@ def test_a_file_for_another_target_is_told_which_command_makes_the_right_one(
 def test_the_command_names_the_architecture_where_the_manifest_does(tiny_int8: Path, tmp_path: Path):
     first, *_ = lint(with_manifest(tiny_int8, tmp_path, lambda document: document["model"].update(arch="ViT-B/16")))
     assert "`vit-export --target tensorrt --precision int8 --calibrate FOLDER --arch ViT-B/16`" in first.remedy
+
+
+def test_the_command_asks_for_the_checkpoint_where_the_weights_came_from_one(tiny_int8: Path, tmp_path: Path):
+    """The architecture alone would make a network of random weights."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["model"].update(arch="ViT-B/16")
+        document["checkpoint"].update(format="transformers")
+
+    first, *_ = lint(with_manifest(tiny_int8, tmp_path, change))
+    assert "`vit-export --target tensorrt --precision int8 --calibrate FOLDER --checkpoint PATH`" in first.remedy
 
 
 def test_a_portable_file_in_int8_is_refused(tiny_source: Source, tmp_path: Path):

@@ -148,7 +148,7 @@ def build(
         place = Path(scratch) if out is None else out.resolve().parent
         part = place / f".{(out or path).name}.{os.getpid()}"
         wrapped = part.with_name(f"{part.name}.onnx")
-        cache_part = None if timing_cache is None else timing_cache.with_name(f".{timing_cache.name}.{os.getpid()}")
+        cache_part = None if timing_cache is None else timing_cache.resolve().with_name(f".{timing_cache.name}.{os.getpid()}")
         request = {
             "model": str(path),
             "compiler": compiler.module,
@@ -167,9 +167,9 @@ def build(
                 if in_onnx:
                     held = Held(compiler.name, answer["built"]["version"], sm or _sm_here(compiler), profile.max if profile else None)
                     write_context(file, part, held, wrapped)
-                (wrapped if in_onnx else part).replace(out)
+                (wrapped if in_onnx else part).replace(out.resolve())
             if timing_cache is not None and cache_part is not None:
-                cache_part.replace(timing_cache)
+                cache_part.replace(timing_cache.resolve())
         finally:
             for each in (part, wrapped, cache_part):
                 if each is not None:

@@ -63,9 +63,18 @@ def command(manifest: Manifest | None, precision: str = "") -> str:
     if manifest is not None and not precision:
         own = str(manifest.build["precision"])
         precision = {"int8-static": "int8", "int4w": "int8"}.get(own, own)
-    arch = None if manifest is None else manifest.model["arch"]
     images = " --calibrate FOLDER" if precision in ("int8", "fp8") else ""
-    return f"`{EXPORT}{f' --precision {precision}' if precision else ''}{images}{f' --arch {arch}' if arch else ''}`"
+    return f"`{EXPORT}{f' --precision {precision}' if precision else ''}{images}{_network(manifest)}`"
+
+
+def _network(manifest: Manifest | None) -> str:
+    """What makes it this network: its checkpoint, wherever that is, or a name that stands for weights too."""
+    if manifest is None:
+        return ""
+    arch, made = manifest.model["arch"], manifest.checkpoint["format"] == "random"
+    if not made and arch != "digits":  # whose weights come with the exporter
+        return " --checkpoint PATH"
+    return f" --arch {arch}" if arch else ""
 
 
 def node_name(node: NodeInfo) -> str:

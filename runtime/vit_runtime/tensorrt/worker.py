@@ -147,11 +147,14 @@ def _config(trt: Any, builder: Any, request: dict[str, Any], log: Any) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"] * MIB)
     if request["timing_cache"]:
         path = Path(request["timing_cache"])
-        content = path.read_bytes() if path.exists() else b""
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise FailedError("usage", f"{path} cannot be read ({error.strerror}), expected a timing cache; choose another file") from error
         before = len(log.warnings)
         cache = config.create_timing_cache(content)
         if len(log.warnings) > before or not config.set_timing_cache(cache, False):
-            raise FailedError("file", f"{path} is no timing cache of this TensorRT and this GPU; delete it, or choose another file")
+            raise FailedError("usage", f"{path} is no timing cache of this TensorRT and this GPU; delete it, or choose another file")
     return config
 
 
