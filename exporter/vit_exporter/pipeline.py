@@ -23,7 +23,7 @@ from vit_exporter.precision.calibration import ImageSet, load_images
 from vit_exporter.precision.reduce import Judge, Reduced, execution_of, reduce
 from vit_exporter.precision.sensitivity import Budget
 from vit_exporter.precision.speed import advice, times_faster
-from vit_exporter.reference import GOLDEN_SEED, float32_outputs, golden_count, golden_record, golden_records, in_chunks, other_sizes
+from vit_exporter.reference import float32_outputs, golden_record, golden_records, in_chunks, other_sizes, recorded_images
 from vit_exporter.source import Source, VerificationError
 from vit_exporter.spec import SEARCHED, ExportSpec
 from vit_exporter.targets import SIMULATION, TARGETS, Target, check_split
@@ -33,7 +33,6 @@ from vit_exporter.writer import ONE_FILE_LIMIT, append_metadata, check_out, stag
 from vit_models import ViT
 from vit_models.memory import hand_back
 from vit_runtime.errors import InputError
-from vit_runtime.golden import golden_images
 from vit_runtime.manifest import KEY, Golden, Judged, Manifest, read_manifest
 from vit_runtime.memory import peak_memory
 from vit_runtime.obstacle import Obstacle
@@ -256,8 +255,7 @@ def _reduce(
         if spec.verify:
             judges = _judges(source, images, prepared, provider, manifest)
         config = source.model.config
-        held_against = golden_images(GOLDEN_SEED, golden_count(config), *config.img_size, config.in_chans)
-        calibrate, golden = (normalize(pixels, prepared) for pixels in (images.calibrate, held_against))
+        calibrate, golden = (normalize(pixels, prepared) for pixels in (images.calibrate, recorded_images(config)))
         reduced = reduce(
             graph,
             TARGETS[spec.target],

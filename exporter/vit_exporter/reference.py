@@ -59,17 +59,20 @@ def golden_count(config: ViTConfig) -> int:
 
 def golden_records(model: ViT, preprocessing: Preprocessing) -> tuple[Golden, Golden | None]:
     """The expected outputs for the golden images of the model's own size, and for extreme ones, which large networks have none of."""
-    config = model.config
-    golden = golden_images(GOLDEN_SEED, golden_count(config), *config.img_size, config.in_chans)
-    extremes = extreme_images(extreme_count(config), *config.img_size, config.patch_size, config.in_chans)
-    exact, single = _computed(model, preprocessing, np.concatenate([golden, extremes]))
+    config, count = model.config, golden_count(model.config)
+    exact, single = _computed(model, preprocessing, recorded_images(config))
 
     def part(rows: slice, generator: str) -> Golden:
         a, b = ({name: values[rows] for name, values in each.items()} for each in (exact, single))
         return _record(model, a, b, config.img_size, generator)
 
-    count = len(golden)
-    return part(slice(0, count), GENERATOR), part(slice(count, None), EXTREMES) if len(extremes) else None
+    return part(slice(0, count), GENERATOR), part(slice(count, None), EXTREMES) if extreme_count(config) else None
+
+
+def recorded_images(config: ViTConfig) -> npt.NDArray[np.uint8]:
+    """The images of the network's own size that a file is held against, uint8 (B, H, W, C): the golden ones, then the extreme ones."""
+    golden = golden_images(GOLDEN_SEED, golden_count(config), *config.img_size, config.in_chans)
+    return np.concatenate([golden, extreme_images(extreme_count(config), *config.img_size, config.patch_size, config.in_chans)])
 
 
 def golden_record(model: ViT, preprocessing: Preprocessing, image_size: tuple[int, int] | None = None) -> Golden:

@@ -23,14 +23,15 @@ from vit_runtime.errors import ModelError
 from vit_runtime.golden import ALL_EXTREMES, EXTREMES, GENERATOR
 from vit_runtime.onnx_file import OnnxFile, read_onnx
 from vit_runtime.openvino_engine import Arithmetic
-from vit_runtime.preprocess import MAX_SIDE, Preprocessing
+from vit_runtime.preprocess import MAX_PIXELS, MAX_SIDE, Preprocessing
 
 KEY = "vit_deploy"
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 MAX_GOLDEN_IMAGES = 64
 MAX_GOLDEN_SIZES = 8
-MAX_RESIZED, MAX_RESIZED_SIDE = 4096, 4096  # numbers, and pixels along a side
+MAX_GOLDEN_PIXELS = 2 * MAX_PIXELS  # of all images of a record, which are made at once
+MAX_RESIZED, MAX_RESIZED_SIDE = 4096, 2048  # numbers, and pixels along a side
 MAX_INT = (1 << 63) - 1
 FREE_SIZE = ("height", "width")  # in an input's shape: both are free
 
@@ -401,6 +402,9 @@ def _golden_from_dict(record: Any, outputs: Sequence[Output], wanted_generator: 
     images = _get(record, "images", int)
     if not 1 <= images <= MAX_GOLDEN_IMAGES:
         raise ModelError(f"the golden record has {images} images, expected 1 to {MAX_GOLDEN_IMAGES}; export the model again")
+    height, width = _image_size(record)
+    if images * height * width > MAX_GOLDEN_PIXELS:
+        raise ModelError(f"the golden record has {images} images of {height}x{width}, which would take all memory; export the model again")
     shapes = {output.name: output.shape for output in outputs}
     expected, projected, floor = {}, {}, {}
     entries = _get(record, "outputs", dict)
@@ -419,7 +423,7 @@ def _golden_from_dict(record: Any, outputs: Sequence[Output], wanted_generator: 
         floor[name] = _error(entry, "floor")
         if not (floor[name].rms and floor[name].max):
             raise ModelError(f"the golden record's {name} has a floor of 0, expected a larger number; export the model again")
-    return Golden(_get(record, "seed", int), images, expected, projected, floor, _image_size(record), generator)
+    return Golden(_get(record, "seed", int), images, expected, projected, floor, (height, width), generator)
 
 
 def _image_size(document: Any) -> tuple[int, int]:

@@ -71,6 +71,15 @@ def test_a_reduced_file_is_held_to_its_own_limits(tmp_path):
     assert report.limits == model.manifest.parity.limits
 
 
+def test_a_reduced_file_without_limits_needs_them_given(tmp_path):
+    export(digits_source, ExportSpec(tmp_path / "digits.onnx", target="cpu", precision="int8", verify=False))
+    ask = ("vit-parity", tmp_path / "digits.onnx", "--checkpoint", digits_checkpoint(), "--batch-sizes", "1")
+    assert "is in int8 and was not verified, so it has no limits; say what is near enough with --min-cosine" in failed(run(*ask), 2)
+    assert run(*ask, "--min-cosine", "0.9").exit_code == 0
+    assert run(*ask, "--min-cosine", "0.99999").exit_code == 1
+    assert run(*ask, "--min-cosine", "0.9", "--max-kl", "1e-9").exit_code == 1
+
+
 def test_a_checkpoint_of_another_network_is_refused(tiny_model: Path, digits):
     message = failed(run("vit-parity", tiny_model, "--checkpoint", digits_checkpoint(), "--batch-sizes", "1"), 2)
     assert message

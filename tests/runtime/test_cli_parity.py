@@ -149,6 +149,19 @@ def test_parity_in_a_process_of_its_own_gives_its_exit_code(tiny_model: Path, ed
     assert run_apart("vit-parity", edited(0.5), "--batch-sizes", "1", "--json").returncode == 1
 
 
+def test_extremes_that_no_record_has_are_held_to_what_each_gives_alone(tiny_model: Path, tmp_path: Path):
+    def drop(document: dict[str, Any]) -> None:
+        document["golden_extremes"] = None
+        document["parity"]["measured"] = [each for each in document["parity"]["measured"] if each["inputs"] != "extremes"]
+
+    large = with_manifest(tiny_model, tmp_path, drop)
+    reports = document_of(run("vit-parity", large, "--batch-sizes", "1,3", "--json"))["models"][0]["reports"]
+    assert [{check["inputs"] for check in report["checks"]} for report in reports] == [{"golden", "resizing"}, {"extremes"}]
+    assert {check["provider"] for check in reports[1]["checks"]} == {"cpu, together against alone"}
+    (whole,) = document_of(run("vit-parity", tiny_model, "--batch-sizes", "1,3", "--json"))["models"][0]["reports"]
+    assert {check["inputs"] for check in whole["checks"]} == {"golden", "extremes", "resizing"}
+
+
 # ---- limits of one's own -------------------------------------------------------------------------------------------------------------
 
 

@@ -510,6 +510,13 @@ def test_the_number_of_golden_images_is_bounded(images: int, document: Document)
     assert "expected 1 to 64" in refused(changed(document, ("golden", "images"), images))
 
 
+def test_golden_images_that_would_take_all_memory_are_refused(document: Document):
+    record = document["golden"]
+    record.update(image_size=[65536, 65536])
+    record["sha256"] = record_digest(record)
+    assert "images of 65536x65536, which would take all memory" in refused(document)
+
+
 def test_a_measurement_of_an_output_without_a_record_is_refused(tiny_manifest: Manifest):
     assert tiny_manifest.parity is not None
     stray = dataclasses.replace(tiny_manifest.parity, measured=(Measured("cpu", 1, "nothing", Error(0.0, 0.0), (32, 32)),))

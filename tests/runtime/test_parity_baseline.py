@@ -28,6 +28,14 @@ def test_a_figure_is_worse_when_it_grew_by_more_than_a_tenth_and_than_it_scatter
     assert found.told == ()
 
 
+def test_figures_of_another_unit_are_not_compared():
+    """A file that is in int8 now and was in float32, or the other way round."""
+    found = drift(BEFORE, now(dataclasses.replace(ENTRY, unit="below 1 the cosine", figure=1e-4)))
+    assert found == Drift(
+        (), ("vit.onnx on cpu, logits: not in the baseline", "vit.onnx on cpu, logits: in the baseline, and not measured now")
+    )
+
+
 def test_what_is_new_or_missing_is_told_and_is_no_failure():
     found = drift(BEFORE, now(dataclasses.replace(ENTRY, output="embedding", inputs="images")))
     assert found == Drift(

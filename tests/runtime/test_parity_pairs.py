@@ -1,6 +1,7 @@
 """One file against another, one provider against another, an image in a batch against the image alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,33 @@ def test_beside_reduced_precision_a_float32_file_is_the_truth():
         assert {name: each.cosine for name, each in found.items()} == pytest.approx({"logits": 0.99, "embedding": 0.98})
         assert found["logits"].kl == pytest.approx(0.01)
         assert found["embedding"].kl is None
+
+
+def test_in_reduced_precision_extremes_without_limits_of_their_own_are_held_to_little(reduced: Model):
+    """What a file loses on pictures says nothing about them; its own limits do, where it has some."""
+    parity = reduced.manifest.parity
+    assert parity is not None
+    assert parity.extremes is not None
+    own = {name: replace(near, cosine=near.cosine / 2) for name, near in parity.extremes.items()}
+    assert limits_for(replace(parity, extremes=own), "extremes") == own
+    assert limits_for(replace(parity, extremes=None), "extremes") == dict.fromkeys(parity.limits, Nearness(0.875, None))
+    assert limits_for(replace(parity, extremes=None), "images") == parity.limits
+    large = with_run(reduced, lambda outputs: outputs)
+    large.manifest = replace(reduced.manifest, parity=replace(parity, extremes=None), golden_extremes=None)
+    report = compare(large, large, ("a", "b"), (1, 3), [extremes(large.manifest)])
+    assert {check.limit.cosine for check in report.checks if check.inputs == "extremes" and isinstance(check.limit, Nearness)} == {0.5}
+
+
+def test_extremes_are_measured_in_their_own_floors(honest: Model):
+    """Where the file has a record of them."""
+    manifest = honest.manifest
+    assert manifest.golden is not None
+    assert manifest.golden_extremes is not None
+    off = with_run(honest, lambda outputs: {name: values * (1 + 1e-6) for name, values in outputs.items()})
+    report = compare(honest, off, ("a", "b"), (1,), [extremes(manifest)])
+    for check in report.checks:
+        record = manifest.golden_extremes if check.inputs == "extremes" else manifest.golden
+        assert check.rms_floors == pytest.approx(check.error.rms / record.floor[check.output].rms)
 
 
 def test_a_file_in_int8_agrees_with_itself_and_with_the_float32_file_within_its_limits(reduced: Model):

@@ -137,8 +137,8 @@ def main(
         model = load(path, name, threads, tell=console.progress, **asked_of)
         if asked:
             check_inside(model)
-        if model.manifest.parity is not None:
-            model.manifest = replace(model.manifest, parity=overridden(model.manifest.parity, floors, min_cosine, max_kl))
+        if model.manifest.parity is not None or checkpoint is not None:
+            model.manifest = replace(model.manifest, parity=overridden(model.manifest, floors, min_cosine, max_kl))
         if html_file is not None and model.manifest.goldens:
             portraits.append(portrait(model))
         if baseline is not None:
@@ -211,7 +211,9 @@ def _check(
         if checkpoint is None or loaded[0].manifest.goldens:
             reports += [check_record(model.run, model.manifest, model.provider, sizes) for model in loaded]
         if checkpoint is None:
-            reports += [steady(model, each, max(sizes)) for model in loaded for each in pictures]
+            for model in loaded:  # of what no record says what is right, each image is at least held to what it gives alone
+                unknown = [] if model.manifest.golden_extremes is not None else [extremes(model.manifest)]
+                reports += [steady(model, each, max(sizes)) for each in (*unknown, *pictures)]
         else:  # which says what is right for every image, alone and in a batch
             original = open_original(checkpoint, loaded[0].manifest)
             reports += [check_original(model, original, sizes, [extremes(model.manifest), *pictures]) for model in loaded]

@@ -32,9 +32,9 @@ class Entry:
     scatter: float
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, str, str, str, str]:
         """What has to be the same for two to be compared."""
-        return self.file, self.compared, self.output, self.inputs
+        return self.file, self.compared, self.output, self.inputs, self.unit
 
 
 @dataclass(frozen=True)

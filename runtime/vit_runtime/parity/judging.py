@@ -16,13 +16,16 @@ import numpy.typing as npt
 
 from vit_runtime.accuracy import Accuracy, accuracy
 from vit_runtime.errors import InputError
-from vit_runtime.manifest import Error, Limits, Nearness, Parity, ReducedLimits, limits_to_dict
+from vit_runtime.manifest import Error, Limits, Manifest, Nearness, Parity, ReducedLimits, limits_to_dict
 
 # One image, batches that divide nothing, and one that is no batch anybody traces with by habit.
 BATCH_SIZES = (1, 2, 3, 7, 4)
 # Another order of summation gives 0.8 to 1.4 times the floor; a real fault starts at hundreds. `max` is a single number's error,
 # an extreme value, which scatters more than a mean does: 0.8 to 2.8 times its floor.
 FLOAT32_LIMITS = Limits(rms=2.0, max=8.0)
+# On extreme images, where the loss of reduced precision was not measured at export: between two such files it makes 0.5, below which a
+# network computes something else.
+UNMEASURED = Nearness(0.875, None)
 ENOUGH = 500  # numbers that make the root mean square of an error steady to a few per cent
 TOP = 5
 
@@ -145,11 +148,20 @@ def between(a: Limits | ReducedLimits, b: Limits | ReducedLimits) -> Limits | Re
     return found
 
 
-def overridden(parity: Parity, floors: tuple[float, float] | None, cosine: float | None, kl: float | None) -> Parity:
+def overridden(manifest: Manifest, floors: tuple[float, float] | None, cosine: float | None, kl: float | None) -> Parity:
     """The limits with those that are given in place of a file's own: in floors for float32, cosine and divergence for reduced precision.
 
-    Raises: InputError for those of the other kind.
+    A file without limits gets those of its precision: float32's, or what is given.
+    Raises: InputError for limits of the other kind, and for reduced precision that neither has a limit nor is given one.
     """
+    parity = manifest.parity or Parity(FLOAT32_LIMITS, ())
+    if manifest.parity is None and (precision := manifest.build["precision"]) != "fp32":
+        if cosine is None:
+            missing = f"the file is in {precision} and was not verified, so it has no limits"
+            raise InputError(f"{missing}; say what is near enough with --min-cosine")
+        scores = manifest.class_scores
+        given = {output.name: Nearness(cosine, kl if output.name == scores else None) for output in manifest.outputs}
+        parity = Parity(given, (), given)
     if isinstance(parity.limits, Limits):
         if cosine is not None or kl is not None:
             raise InputError("got a cosine or a divergence as the limit of a float32 file, expected multiples of the floor (--max-floors)")
@@ -167,10 +179,12 @@ def overridden(parity: Parity, floors: tuple[float, float] | None, cosine: float
 
 
 def limits_for(parity: Parity | None, inputs: str = "golden") -> Limits | ReducedLimits:
-    """What a file is held to by itself on such images."""
+    """What a file is held to by itself on such images. What it loses on extreme ones says little about others, and the other way round."""
     if parity is None:
         return FLOAT32_LIMITS
-    return parity.extremes if inputs == "extremes" and parity.extremes is not None else parity.limits
+    if inputs != "extremes" or isinstance(parity.limits, Limits):
+        return parity.limits
+    return parity.extremes if parity.extremes is not None else dict.fromkeys(parity.limits, UNMEASURED)
 
 
 def hold(

@@ -78,7 +78,7 @@ def compare(
     for each in pictures:
         limits = _between(a, b, each.name)
         for batch_size in dict.fromkeys((1, max(batch_sizes))):
-            golden = _record(a)
+            golden = _record(a, each.name)
             outputs = [_outputs(model, _batches(each.images, batch_size), golden) for model in (a, b)]
             checks += hold(label, batch_size, golden.image_size, outputs[0], outputs[1], golden.floor, limits, scores, each.name)
     return Report(_between(a, b), tuple(checks))
@@ -89,7 +89,7 @@ def steady(model: Model, pictures: Pictures, batch_size: int) -> Report:
 
     Raises: ModelError if the file has no golden record, whose floors are the unit.
     """
-    limits, golden = _between(model, model, pictures.name), _record(model)
+    limits, golden = _between(model, model, pictures.name), _record(model, pictures.name)
     alone, together = (_outputs(model, _batches(pictures.images, size), golden) for size in (1, batch_size))
     label = f"{model.provider}, together against alone"
     scores = model.manifest.class_scores
@@ -120,10 +120,12 @@ def _between(a: Model, b: Model, inputs: str = "golden") -> Limits | ReducedLimi
     return between(limits_for(a.manifest.parity, inputs), limits_for(b.manifest.parity, inputs))
 
 
-def _record(model: Model) -> Golden:
-    if model.manifest.golden is None:
+def _record(model: Model, inputs: str) -> Golden:
+    """The one whose floors are the unit on such images."""
+    golden, own = model.manifest.golden, model.manifest.golden_extremes
+    if golden is None:
         raise ModelError(f"{model.path} has no golden record, whose floors are the unit of errors; export it without --no-verify")
-    return model.manifest.golden
+    return own if inputs == "extremes" and own is not None else golden
 
 
 def _outputs(model: Model, parts: Sequence[Pixels], golden: Golden) -> dict[str, Array]:
