@@ -5,7 +5,10 @@
             KEY/            what one build left: entry.json (what it was built of, sizes and digests) and the engine
             KEY.lock        held by whoever builds KEY, shared by those who read it; the system frees it if they die
             .KEY.PID.…/     a build under way; left behind by a process that died, it goes with the next build
-        *.blob              OpenVINO's own, which it names and checks itself; only where a folder is named
+        NUMBER.blob         OpenVINO's own, which it names and checks itself; only where a folder is named
+
+What has another name is somebody else's, and is left alone: FOLDER may be any folder, and hold more than this. Everybody may read what is
+kept, as far as the umask lets them, and nobody but its owner write it: it is run.
 
 A KEY is the digest of everything that makes an engine stale, so a stale one is never looked at again, and goes when room is needed: the
 least recently used first. TensorRT's timing cache, which makes the next build of another model faster, is an entry of the same kind.
@@ -17,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vit_runtime.errors import MachineError
+from vit_runtime.nvidia import out_of_memory
 
 VARIABLE = "VIT_DEPLOY_CACHE"
 MAX_BYTES = 10_000_000_000
@@ -37,6 +42,14 @@ BEAT_S = 5.0  # between two words about a build that goes on
 T = TypeVar("T")
 Tell = Callable[[str], None]
 Key = Mapping[str, str]
+Files = Mapping[str, Sequence[Any]]  # name to size and digest
+
+# The names that we and OpenVINO give.
+_KEPT = re.compile(r"[0-9a-f]{32}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
+_LOCK = re.compile(r"[0-9a-f]{32}\.lock")
+_BLOB = re.compile(r"[0-9]{1,20}\.blob")  # a hash of 64 bits in decimal
+_OTHERS_WRITE = 0o022
 
 
 def silent(_: str) -> None:
@@ -104,6 +117,10 @@ class _UnwritableError(OSError):
     """The folder of the cache cannot be made or written to."""
 
 
+class _UnlockableError(_UnwritableError):
+    """The file system of the cache's folder gives no locks."""
+
+
 class EngineCache:
     """The engines in one folder; `max_bytes` is what they may take together after a build."""
 
@@ -118,63 +135,93 @@ class EngineCache:
 
         `build` is given two folders: an empty one, and one with the timing cache that is kept for `timing`. Of processes that ask for the
         same key at once one builds, and the others wait and use what it built. An engine that is damaged, or that `reuse` fails on, is
-        built again. Whatever `build` raises is raised, and nothing is kept.
-        Raises: MachineError for a folder that cannot be written to and does not hold the engine.
+        built again, and stays until the new one takes its place. Whatever `build` raises is raised, and nothing is kept; so is what
+        `reuse` raises where memory ran out, for which no engine is to blame.
+        Raises: MachineError for a folder that cannot be written to, or gives no locks, and does not hold the engine.
         """
-        name = key_id(key)
+        name, useless = key_id(key), list[Files]()
         entry = self._engines / name
         try:
             with self._locked(name, shared=True, tell=tell):
-                found = self._reused(entry, reuse, tell)
+                found = self._reused(entry, reuse, tell, useless)
             if found is None:
                 with self._locked(name, tell=tell):
-                    found = self._reused(entry, reuse, silent)  # whoever had the lock may have built it
+                    found = self._reused(entry, reuse, silent, useless)  # whoever had the lock may have built it
                     if found is None:
                         found = (self._built(entry, key, timing, model, build, tell),)
-                self.prune(self.max_bytes, keep=entry)
+                if (hindrance := self._pruned(self.max_bytes, keep=entry)[1]) is not None:
+                    tell(hindrance)
         except _UnwritableError as error:
-            found = self._reused(entry, reuse, tell)  # a folder that may only be read, such as an image's, does for what is in it
+            found = self._reused(entry, reuse, tell, useless)  # a folder that may only be read, such as an image's, does for what is in it
             if found is None:
-                reason = f"the cache folder {self.folder} cannot be written to ({error.strerror or error})"
-                raise MachineError(f"{reason}; choose another with cache_dir or {VARIABLE}") from error
+                raise MachineError(f"{self._matter(error)}; choose another with cache_dir or {VARIABLE}") from error
         return found[0]
 
     def entries(self) -> list[Entry]:
         """All that is kept, the most recently used first; sizes are compared, contents not read. What is not ours is left out."""
-        found = [self._entry(path) for path in _listed(self._engines) if path.is_dir()]
-        found += [Entry(path, "openvino", "", {}, *_size_and_time([path]), "ok") for path in _listed(self.folder) if path.suffix == ".blob"]
+        found = [self._entry(path) for path in _listed(self._engines) if os.path.isdir(path) and not path.is_symlink()]
+        for path in _listed(self.folder):
+            if _BLOB.fullmatch(path.name) and os.path.isfile(path):
+                found.append(Entry(path, "openvino", "", {}, *_size_and_time([path]), "ok"))
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used, reverse=True)
 
-    def prune(self, max_bytes: int, keep: Path | None = None) -> list[Entry]:
+    def prune(self, max_bytes: int) -> list[Entry]:
         """Remove what is damaged or unfinished, then the least recently used until the rest takes no more than `max_bytes`.
 
-        What somebody builds or reads right now stays, and so does `keep`. Returns what was removed.
+        What somebody builds or reads right now stays. Returns what was removed.
+        Raises: MachineError for a folder that does not let all go that should; what it lets go is gone then.
         """
-        entries = self.entries()
-        total, removed = sum(entry.size for entry in entries), []
-        for entry in sorted(entries, key=lambda entry: (entry.state == "ok", entry.used)):
-            if entry.path != keep and (entry.state != "ok" or total > max_bytes) and self._removed(entry):
-                removed.append(entry)
-                total -= entry.size
-        for path in _listed(self._engines):
-            if path.suffix == ".lock" and not (self._engines / path.stem).exists():
-                with contextlib.suppress(OSError), self._locked(path.stem, wait=False):
-                    path.unlink()
+        removed, hindrance = self._pruned(max_bytes)
+        if hindrance is not None:
+            raise MachineError(hindrance)
         return removed
 
-    def _reused(self, entry: Path, reuse: Callable[[Path], T], tell: Tell) -> tuple[T] | None:
-        """What `reuse` makes of the entry; None for one that is not there, damaged, or of no use to it."""
-        if not entry.is_dir():
+    def _pruned(self, max_bytes: int, keep: Path | None = None) -> tuple[list[Entry], str | None]:
+        """As `prune`, except that `keep` stays, and that what hinders it is returned, in a line."""
+        entries, hindrance = self.entries(), None
+        total, removed = sum(entry.size for entry in entries), []
+        for entry in sorted(entries, key=lambda entry: (entry.state == "ok", entry.used)):
+            if entry.path == keep or (entry.state == "ok" and total <= max_bytes):
+                continue
+            try:
+                self._remove(entry)
+            except (BlockingIOError, FileNotFoundError):
+                continue  # somebody is at it, or was faster
+            except OSError as error:
+                hindrance = f"{self._matter(error)}, and not all can go that should; remove the rest by hand while no program uses it"
+                continue
+            removed.append(entry)
+            total -= entry.size
+        for path in _listed(self._engines):
+            if _LOCK.fullmatch(path.name) and not os.path.lexists(path.with_suffix("")):
+                with contextlib.suppress(OSError), self._locked(path.stem, wait=False):
+                    path.unlink()
+        return removed, hindrance
+
+    def _matter(self, error: OSError) -> str:
+        """What is the matter with the folder, for the beginning of a message."""
+        what = "lies on a file system that gives no locks" if isinstance(error, _UnlockableError) else "cannot be written to"
+        return f"the cache folder {self.folder} {what} ({error.strerror or error})"
+
+    def _reused(self, entry: Path, reuse: Callable[[Path], T], tell: Tell, useless: list[Files]) -> tuple[T] | None:
+        """What `reuse` makes of the entry; None for one that is not there, not for us to read, damaged, or of no use to it.
+
+        Those of no use go into `useless`, so that they are not tried again. The entry is left as it is: it may serve others.
+        Raises: what `reuse` raises where memory ran out.
+        """
+        if not os.path.isdir(entry) or not os.access(entry, os.R_OK | os.X_OK) or _document(entry).get("files") in useless:
             return None
-        if _sealed(entry, contents=True) is None:
+        files = _sealed(entry, contents=True)
+        if files is None:
             tell(f"{entry} is damaged: the engine is built again")
             return None
         try:
             found = reuse(entry)
-        except Exception as error:  # noqa: BLE001 (whatever the engine is refused for, building it again tells whether that helps)
+        except Exception as error:
+            if isinstance(error, MemoryError) or out_of_memory(error) or out_of_memory(error.__cause__):  # its text may be cut short
+                raise
             tell(f"{entry} is of no use ({' '.join(str(error).split())[:120]}): the engine is built again")
-            with contextlib.suppress(OSError):
-                (entry / "entry.json").unlink()
+            useless.append(files)  # building it again tells whether that was to blame
             return None
         with contextlib.suppress(OSError):
             os.utime(entry / "entry.json")  # when it was used last
@@ -190,8 +237,8 @@ class EngineCache:
             raise _UnwritableError(*error.args) from error
         try:
             engine, times, kept = staged / "engine", staged / "timing", self._engines / key_id(timing)
-            engine.mkdir()
-            times.mkdir()
+            engine.mkdir(0o755)
+            times.mkdir(0o755)
             with contextlib.suppress(OSError), self._locked(kept.name, shared=True, wait=False):
                 for name in _sealed(kept, contents=True) or ():
                     shutil.copy(kept / name, times)
@@ -219,14 +266,19 @@ class EngineCache:
             json.dump(document, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
+        for path in staged.iterdir():
+            if (mode := path.stat().st_mode) & _OTHERS_WRITE:
+                with contextlib.suppress(OSError):  # a file system that has no modes
+                    path.chmod(mode & ~_OTHERS_WRITE)
         if entry.exists():
             shutil.rmtree(entry)
         staged.rename(entry)
 
     def _entry(self, path: Path) -> Entry | None:
-        if path.name.startswith("."):
+        """What the folder is; None for one that is not ours."""
+        if _UNFINISHED.fullmatch(path.name):
             return Entry(path, "engine", "", {}, *_size_and_time(_listed(path / "engine") + _listed(path / "timing")), "unfinished")
-        if len(path.name) != 32:
+        if not _KEPT.fullmatch(path.name):
             return None
         sealed, document = _sealed(path, contents=False), _document(path)
         size, used = _size_and_time(_listed(path))
@@ -235,17 +287,18 @@ class EngineCache:
         texts = {str(name): str(value) for name, value in key.items()} if isinstance(key, dict) else {}
         return Entry(path, kind or "engine", model, texts, size, used, "damaged" if sealed is None else "ok")
 
-    def _removed(self, entry: Entry) -> bool:
-        """Whether it could be removed: nobody is at it."""
-        try:
-            if entry.kind == "openvino":
-                entry.path.unlink()
-                return True
+    def _remove(self, entry: Entry) -> None:
+        """Raises: BlockingIOError while somebody is at it; OSError."""
+        if not _BLOB.fullmatch(entry.path.name):
             with self._locked(entry.path.name.lstrip(".").partition(".")[0], wait=False):
                 shutil.rmtree(entry.path)
-            return True
-        except OSError:
-            return False
+            return
+        try:
+            entry.path.unlink()
+        except PermissionError as error:
+            if sys.platform == "win32" and error.winerror == 32:  # which keeps what is open
+                raise BlockingIOError from error
+            raise
 
     @contextlib.contextmanager
     def _locked(self, name: str, shared: bool = False, wait: bool = True, tell: Tell = silent) -> Iterator[None]:
@@ -253,7 +306,8 @@ class EngineCache:
         path = self._engines / f"{name}.lock"
         while True:
             try:
-                self._engines.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies there is run
+                for folder in (self.folder, self._engines):
+                    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
                 number = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError as error:
                 raise _UnwritableError(*error.args) from error
@@ -276,21 +330,29 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(number: int, shared: bool, wait: bool) -> None:
-        """Readers exclude one another too: the system has no other kind."""
+        """As below, but readers exclude one another too: the system has no other kind."""
         while True:
             try:
                 os.lseek(number, 0, os.SEEK_SET)
                 msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
                 return
-            except OSError as error:
+            except PermissionError as error:  # somebody has it
                 if not wait:
                     raise BlockingIOError from error
                 time.sleep(0.1)
+            except OSError as error:
+                raise _UnlockableError(*error.args) from error
 else:
     import fcntl
 
     def _lock(number: int, shared: bool, wait: bool) -> None:
-        fcntl.flock(number, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        """Raises: BlockingIOError if it is taken and we do not `wait`; _UnlockableError."""
+        try:
+            fcntl.flock(number, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _UnlockableError(*error.args) from error
 
 
 def _same_file(number: int, path: Path) -> bool:
@@ -300,7 +362,7 @@ def _same_file(number: int, path: Path) -> bool:
         return False
 
 
-def _sealed(entry: Path, contents: bool) -> Mapping[str, Sequence[Any]] | None:
+def _sealed(entry: Path, contents: bool) -> Files | None:
     """The files of an entry by name, if they are those that were put there: their sizes, and with `contents` their digests."""
     files = _document(entry).get("files")
     if not isinstance(files, dict) or not files:

@@ -1,5 +1,6 @@
 """vit-cache: what is kept, compiled ahead, and removed."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def test_what_somebody_else_has_put_there_is_listed_as_damaged(folder: Path):
     assert [entry["state"] for entry in document_of(run("prune", "--json", "--cache-dir", folder))["removed"]] == ["damaged"] * 3
 
 
+def test_pruning_what_cannot_be_locked_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(number: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    message = failed(run("prune", "--max-gb", "0", "--cache-dir", folder), 4)
+    assert message.startswith(f"the cache folder {folder} lies on a file system that gives no locks (No locks available), and not all")
+    assert run("list", "--cache-dir", folder).stdout.count("engine") == 2
+
+
 @pytest.mark.parametrize("most", ["nan", "inf"])
 def test_a_size_that_is_no_number_is_refused(most: str, folder: Path):
     assert failed(run("prune", "--max-gb", most, "--cache-dir", folder), 2) == f"got --max-gb {most}, expected a finite number"
@@ -107,6 +120,9 @@ def test_warming_for_openvino_compiles_into_the_folder_that_is_named(
     arguments = ["warm", tiny_openvino_fp32, "--provider", "openvino"]
     assert "use --cache-dir" in failed(run(*arguments), 2)
     document = document_of(run(*arguments, "--cache-dir", tmp_path / "cache", "--json"))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [
+        entry.path.name for entry in EngineCache(tmp_path / "cache").entries()
+    ]
     assert (document["warmed"][0]["model"], document["warmed"][0]["provider"]) == (str(tiny_openvino_fp32), "openvino")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     vit.load(tiny_openvino_fp32, "openvino", cache_dir=tmp_path / "cache")

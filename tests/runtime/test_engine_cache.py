@@ -1,11 +1,13 @@
 """Engines are kept whole or not at all, for exactly what they were built of, by processes that share a folder. What builds them here is a
 function that writes a file; the processes, locks and folders are real."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import vit_runtime
 from vit_runtime import engine_cache
 from vit_runtime.engine_cache import EngineCache, default_folder, file_digest, key_id, named_folder
-from vit_runtime.errors import MachineError, SessionError
+from vit_runtime.errors import MachineError, ProviderError, SessionError
 
 KEY = {"file": "digest", "TensorRT": "10.14.1", "GPU": "L4"}
 TIMING = {"timing of": "10.14.1"}
@@ -199,6 +201,82 @@ def test_an_engine_that_the_library_refuses_is_built_again(cache: EngineCache, e
     assert engine.builds == 2
 
 
+def failing_with(error: Exception) -> Callable[[Path], str]:
+    def fail(folder: Path) -> str:
+        raise error
+
+    return fail
+
+
+def provider_error(cause: str) -> ProviderError:
+    """As `create_session` raises it: the cause is cut to a line in its text, and whole behind it."""
+    error = ProviderError("the GPU has not enough free memory to load it")
+    error.__cause__ = RuntimeError(cause)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA failure 2: out of memory"), MemoryError(), provider_error("[TensorRT] OutOfMemory (requested 9 GiB)")],
+    ids=["text", "MemoryError", "cause"],
+)
+def test_memory_that_ran_out_is_raised_and_the_engine_stays(cache: EngineCache, engine: Engine, error: Exception):
+    opened(cache, engine)
+    said = list[str]()
+    with pytest.raises(type(error)) as caught:
+        cache.open(KEY, TIMING, "vit.onnx", engine.build, failing_with(error), said.append)
+    assert caught.value is error
+    assert said == []
+    assert opened(cache, engine) == "engine"
+    assert engine.builds == 1
+
+
+def test_an_engine_of_no_use_to_one_stays_where_no_other_can_be_built(cache: EngineCache, engine: Engine):
+    """A driver that fails here and now must not cost everybody else the engine. It is tried once, and told once."""
+    opened(cache, engine)
+    tries = list[Path]()
+
+    def refuse(folder: Path) -> str:
+        tries.append(folder)
+        raise RuntimeError("the device is busy")
+
+    def fail(folder: Path, times: Path) -> str:
+        assert {entry.state for entry in cache.entries()} == {"ok", "unfinished"}
+        raise SessionError("and still is")
+
+    said = list[str]()
+    with pytest.raises(SessionError, match="and still is"):
+        cache.open(KEY, TIMING, "vit.onnx", fail, refuse, said.append)
+    assert tries == [entry_of(cache)]
+    assert [line for line in said if "is of no use" in line] == said[:1]
+    assert opened(cache, engine) == "engine"
+    assert engine.builds == 1
+
+
+def test_an_engine_that_another_process_put_in_place_of_a_useless_one_is_tried(cache: EngineCache, monkeypatch: pytest.MonkeyPatch):
+    """Before we have the lock to build. The other process is played here, without locks: it would wait until the old one is let go."""
+    fcntl = pytest.importorskip("fcntl")
+    opened(cache, Engine("old"))
+
+    def refuse_the_old(folder: Path) -> str:
+        content = (folder / "vit.engine").read_text()
+        if content == "old":
+            raise RuntimeError("could not deserialize")
+        return content
+
+    def tell(line: str) -> None:
+        if "is of no use" in line:
+            with monkeypatch.context() as patch:
+                patch.setattr(fcntl, "flock", lambda number, how: None)
+                other = Engine("new")
+                cache.open(KEY, TIMING, "vit.onnx", other.build, refuse_the_old)
+                assert other.builds == 1
+
+    mine = Engine("mine")
+    assert cache.open(KEY, TIMING, "vit.onnx", mine.build, refuse_the_old, tell) == "new"
+    assert mine.builds == 0
+
+
 def test_a_file_in_the_entrys_place_is_no_entry(cache: EngineCache, engine: Engine):
     entry_of(cache).parent.mkdir(parents=True)
     entry_of(cache).write_text("foreign")
@@ -235,6 +313,128 @@ def test_what_may_only_be_read_serves_for_what_is_in_it(cache: EngineCache, engi
     assert (engine.builds, engine.reuses) == (1, 1)
     with pytest.raises(MachineError, match="cannot be written to"):
         opened(cache, engine, OTHER)
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from vit_runtime.engine_cache import EngineCache
+from vit_runtime.errors import MachineError
+
+cache, key = EngineCache(Path(sys.argv[1])), {"key": "1"}
+os.umask(int(sys.argv[2], 8))
+
+def build(engine, times):
+    (engine / "vit.engine").write_text("engine")
+    (times / "times").write_text("timed")
+    return "built"
+
+cache.open(key, {}, "vit.onnx", build, lambda engine: None)
+for path, mode in zip(sys.argv[3::2], sys.argv[4::2]):
+    (cache.folder / path).chmod(int(mode, 8))
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    print(len(cache.entries()), cache.open(key, {}, "vit.onnx", build, lambda engine: (engine / "vit.engine").read_text(), print))
+except MachineError as error:
+    print(error)
+"""
+
+
+def as_nobody(umask: str, *modes: str) -> str:
+    """What a user without rights gets out of a cache that root has warmed, with these modes of what is in it."""
+    if sys.platform == "win32" or os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        folder = Path(name) / "cache"
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, folder, umask, *modes], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.replace(str(folder), "FOLDER")
+
+
+@pytest.mark.parametrize("umask", ["022", "000", "002"])
+def test_what_root_has_warmed_serves_another_user(umask: str):
+    """As in an image that is built as root and run as somebody else."""
+    assert as_nobody(umask) == "2 engine\n"
+
+
+@pytest.mark.parametrize(
+    ("umask", "modes"), [("077", ()), ("022", ("tensorrt", "700")), ("022", ("tensorrt", "744")), ("022", (".", "700"))]
+)
+def test_what_another_user_may_not_read_is_not_there(umask: str, modes: tuple[str, ...]):
+    reason = "the cache folder FOLDER cannot be written to (Permission denied)"
+    found = as_nobody(umask, *modes)
+    assert found == f"{reason}; choose another with cache_dir or VIT_DEPLOY_CACHE\n"
+
+
+def test_an_entry_that_another_user_may_not_read_is_not_there_either():
+    key = key_id({"key": "1"})
+    reason = "the cache folder FOLDER cannot be written to (Permission denied)"
+    assert as_nobody("022", f"tensorrt/{key}", "700") == f"{reason}; choose another with cache_dir or VIT_DEPLOY_CACHE\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
+def test_only_the_owner_may_write_what_is_run(cache: EngineCache, engine: Engine):
+    before = os.umask(0)
+    try:
+        opened(cache, engine)
+    finally:
+        os.umask(before)
+    for path in (cache.folder, *cache.folder.rglob("*")):
+        assert path.stat().st_mode & 0o022 == 0, path
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Switches locks off, as some network file systems and FUSE have none, and tells the system's words for it."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(number: int, how: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    def switch() -> str:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        return os.strerror(request.param)
+
+    return switch
+
+
+def test_a_file_system_without_locks_is_told_before_minutes_go_into_a_build(
+    cache: EngineCache, engine: Engine, no_locks: Callable[[], str]
+):
+    reason = no_locks()
+    with pytest.raises(MachineError) as caught:
+        opened(cache, engine)
+    matter = f"the cache folder {cache.folder} lies on a file system that gives no locks ({reason})"
+    assert str(caught.value) == f"{matter}; choose another with cache_dir or VIT_DEPLOY_CACHE"
+    assert engine.builds == 0
+
+
+def test_what_a_file_system_without_locks_holds_serves_and_pruning_it_says_so(
+    cache: EngineCache, engine: Engine, no_locks: Callable[[], str]
+):
+    opened(cache, engine)
+    (cache.folder / "123.blob").write_bytes(b"0" * 100)
+    reason = no_locks()
+    assert opened(cache, engine) == "engine"
+    assert cache.prune(10**9) == []  # nothing has to go
+    with pytest.raises(MachineError) as caught:
+        cache.prune(0)
+    matter = f"the cache folder {cache.folder} lies on a file system that gives no locks ({reason})"
+    assert str(caught.value) == f"{matter}, and not all can go that should; remove the rest by hand while no program uses it"
+    assert [entry.kind for entry in cache.entries()].count("openvino") == 0  # which takes no lock
+    assert entry_of(cache).exists()
+
+
+def test_what_cannot_be_removed_after_a_build_is_told_and_costs_no_session(cache: EngineCache, engine: Engine):
+    opened(cache, engine)
+    lock = entry_of(cache).with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()
+    said = list[str]()
+    assert opened(EngineCache(cache.folder, max_bytes=0), Engine("another"), OTHER, said.append) == "another"
+    assert said[-1].startswith(f"the cache folder {cache.folder} cannot be written to (Is a directory), and not all can go")
+    assert entry_of(cache, OTHER).exists()
 
 
 def test_the_folder_is_the_argument_then_the_variable_then_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -284,6 +484,28 @@ def test_pruning_takes_damage_and_openvinos_files_too_and_empty_locks(cache: Eng
     cache.prune(0)
     assert cache.entries() == []
     assert (cache.folder / "notes.txt").exists()
+
+
+def test_what_is_not_ours_is_neither_listed_nor_removed(cache: EngineCache, engine: Engine):
+    """The folder may be any, such as ~/src, in which tensorrt/ is a checkout."""
+    foreign = cache.folder / "tensorrt"
+    names = [
+        ".git", ".github", ".venv.old", f".{'0' * 31}.1", f".{'0' * 32}", "a_folder_with_32_letters_in_name", "A" * 32, "0" * 33, "0" * 31
+    ]  # fmt: skip
+    files = [foreign / name / "file" for name in names]
+    files += [foreign / name for name in ("poetry.lock", f"{'A' * 32}.lock", ".lock", "0.blob")]
+    files += [cache.folder / name for name in ("model.blob", "1a.blob", "1" * 21 + ".blob", ".blob", "\u0663.blob", "4.blob/file")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("not ours")
+    elsewhere = cache.folder / "elsewhere"
+    elsewhere.mkdir()
+    (foreign / ("e" * 32)).symlink_to(elsewhere)
+    opened(EngineCache(cache.folder, max_bytes=0), engine)
+    assert [entry.kind for entry in cache.entries()] == ["engine"]
+    assert [entry.kind for entry in cache.prune(0)] == ["engine"]
+    assert [file for file in files if not file.exists()] == []
+    assert (foreign / ("e" * 32)).is_symlink()
 
 
 # --- processes
