@@ -18,7 +18,18 @@ import numpy.typing as npt
 from vit_runtime import nvidia
 from vit_runtime.engine_cache import EngineCache, default_folder, file_digest, named_folder, silent
 from vit_runtime.errors import InputError, ModelError, ProviderError
-from vit_runtime.gpu_options import GpuOptions, buckets, cache_options, cuda_options, engine_key, image_sizes, tensorrt_options, timing_key
+from vit_runtime.gpu_options import (
+    TENSORRT_PROVIDERS,
+    GpuOptions,
+    buckets,
+    cache_options,
+    cuda_options,
+    engine_key,
+    image_sizes,
+    rtx_options,
+    tensorrt_options,
+    timing_key,
+)
 from vit_runtime.manifest import Manifest
 from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.onnx_file import OnnxFile
@@ -56,18 +67,20 @@ def open_gpu(
     cache_dir: Path | None = None,
     tell: Callable[[str], None] = silent,
 ) -> GpuSession:
-    """The file on "cuda" or "tensorrt"; `options` as `check_options` lets them through.
+    """The file on "cuda", "tensorrt" or "tensorrt-rtx"; `options` as `check_options` lets them through.
 
     Raises: InputError for CUDA graphs of a file that takes several sizes; ModelError for a file that TensorRT has no layers for;
     ProviderError for one that would run on the CPU in part; the errors of `create_session`; MachineError for a cache folder that cannot be
     used.
     """
-    if provider == "tensorrt" and (problems := lint(path)):
-        raise ModelError(f"{path}: {problems[0]}, or use provider 'cuda'")
+    if provider in TENSORRT_PROVIDERS and (problems := lint(path)):
+        raise ModelError(f"{path}: {problems[0]}, or use provider {'cuda' if provider == 'tensorrt' else 'cpu'!r}")
     if options.cuda_graph and manifest.multiple_of is not None:
         raise InputError(f"{path} takes images of several sizes, and a CUDA graph has one; load it without cuda_graph")
     if provider == "cuda":
         session, _ = create_session(path, "cuda", threads, cuda_options(options))
+    elif provider == "tensorrt-rtx":
+        session, _ = create_session(path, "tensorrt-rtx", threads, rtx_options(options, manifest))
     else:
         session = _open_tensorrt(path, manifest, file, threads, options, cache_dir, tell)
     check_placement(path, provider, node_placement(session))
@@ -83,7 +96,8 @@ def check_placement(path: Path, provider: str, nodes: Sequence[NodePlacement]) -
     counts = Counter(node.op_type for node in nodes if node.provider == "cpu" and node.op_type not in SHAPES)
     if counts:
         left = ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
-        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {provider}")
+        target = "cuda" if provider == "cuda" else "tensorrt"
+        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {target}")
 
 
 def _open_tensorrt(
@@ -126,8 +140,8 @@ class GpuSession:
 
     def __init__(self, session: Any, provider: str, manifest: Manifest, file: OnnxFile, options: GpuOptions, device: str = "cuda") -> None:
         self.session, self.options = session, options
-        self.max_batch = options.largest if options.cuda_graph or provider == "tensorrt" else options.max_batch
-        self._sizes = image_sizes(manifest) if provider == "tensorrt" else None
+        self.max_batch = options.largest if options.cuda_graph or provider in TENSORRT_PROVIDERS else options.max_batch
+        self._sizes = image_sizes(manifest) if provider in TENSORRT_PROVIDERS else None
         self._device = (device, options.device)
         self._input, self._outputs = manifest.input_name, {info.name: (info.dtype, info.shape) for info in file.outputs}
         self._image = (manifest.preprocessing.channels, *manifest.image_size)
@@ -153,7 +167,7 @@ class GpuSession:
             if not (height <= shape[2] <= high and width <= shape[3] <= wide):
                 raise InputError(
                     f"got images of {shape[2]} x {shape[3]}, the TensorRT engine takes {height} x {width} to {high} x {wide}; "
-                    "use provider 'cuda' for others"
+                    "use provider 'cuda' or 'cpu' for others"
                 )
 
     def run(self, names: Sequence[str], feed: Mapping[str, Floats | DeviceBatch]) -> list[npt.NDArray[Any]]:

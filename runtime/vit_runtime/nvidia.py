@@ -41,6 +41,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     memory: int  # bytes
+    bus: str  # its place among PCI's, such as "0000:65:00.0"
 
     def __str__(self) -> str:
         return f"{self.index}: {self.name}, compute capability {self.capability[0]}.{self.capability[1]}, {self.memory >> 20} MiB"
@@ -87,14 +88,16 @@ def driver_release() -> str:
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:
-    name, memory, number = ctypes.create_string_buffer(_NAME), ctypes.c_size_t(0), ctypes.c_int(0)
+    name, bus = ctypes.create_string_buffer(_NAME), ctypes.create_string_buffer(_NAME)
+    memory, number = ctypes.c_size_t(0), ctypes.c_int(0)
     cuda.cuDeviceGetName(name, _NAME, index)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), index)
+    cuda.cuDeviceGetPCIBusId(bus, _NAME, index)
     capability = list[int]()
     for attribute in (_MAJOR, _MINOR):
         cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, index)
         capability.append(number.value)
-    return Gpu(index, name.value.decode(errors="replace"), (capability[0], capability[1]), memory.value)
+    return Gpu(index, name.value.decode(errors="replace"), (capability[0], capability[1]), memory.value, bus.value.decode(errors="replace"))
 
 
 def obstacles(ort: Any, tensorrt: bool, device_id: int) -> Iterator[Obstacle]:
@@ -103,7 +106,8 @@ def obstacles(ort: Any, tensorrt: bool, device_id: int) -> Iterator[Obstacle]:
     if isinstance(driver, Obstacle):
         yield driver
     else:
-        yield from _driver_obstacles(ort, needed, driver, device_id)
+        oldest = OLDEST_GPU.get(needed[0], (0, 0))
+        yield from driver_obstacles(f"onnxruntime {ort.__version__}", needed[0], oldest, driver, device_id)
     if sys.platform != "win32" and needed[0]:
         yield from _library_obstacles(ort, needed[0], tensorrt)
 
@@ -114,20 +118,21 @@ def cuda_version(ort: Any) -> tuple[int, int]:
     return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
 
 
-def _driver_obstacles(ort: Any, needed: tuple[int, int], driver: Driver, device_id: int) -> Iterator[Obstacle]:
-    if driver.cuda[0] < needed[0]:  # within a major release, minor versions are compatible
+def driver_obstacles(who: str, cuda: int, oldest: tuple[int, int], driver: Driver, device_id: int) -> Iterator[Obstacle]:
+    """What keeps `who`, which needs this CUDA release and compute capability, from the GPU of that number."""
+    if driver.cuda[0] < cuda:  # within a major release, minor versions are compatible
         offered = f"CUDA {driver.cuda[0]}.{driver.cuda[1]}"
-        reason = f"the NVIDIA driver offers {offered}, onnxruntime {ort.__version__} needs CUDA {needed[0]}"
-        yield Obstacle("missing", reason, "update NVIDIA's driver")
+        yield Obstacle("missing", f"the NVIDIA driver offers {offered}, {who} needs CUDA {cuda}", "update NVIDIA's driver")
     if device_id >= len(driver.gpus):
         there = "; ".join(map(str, driver.gpus))
         yield Obstacle("missing", f"got device_id {device_id}, but the GPUs here are {there}", "give one of these numbers")
         return
-    gpu, oldest = driver.gpus[device_id], OLDEST_GPU.get(needed[0], (0, 0))
+    gpu = driver.gpus[device_id]
     if gpu.capability < oldest:
         reason = f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-        least = f"the kernels of onnxruntime {ort.__version__} start at {oldest[0]}.{oldest[1]}"
-        yield Obstacle("missing", f"{reason}, {least}", "take a newer GPU, or use provider 'cpu'")
+        yield Obstacle(
+            "missing", f"{reason}, the kernels of {who} start at {oldest[0]}.{oldest[1]}", "take a newer GPU, or use provider 'cpu'"
+        )
 
 
 def _library_obstacles(ort: Any, major: int, tensorrt: bool) -> Iterator[Obstacle]:
@@ -185,7 +190,7 @@ def nvidia_wheels() -> dict[str, str]:
     for distribution in metadata.distributions():
         fields = distribution.metadata
         name = str(fields["Name"]).lower().replace("_", "-") if "Name" in fields else ""
-        if name.startswith(("nvidia-", "tensorrt-cu")):
+        if name.startswith(("nvidia-", "tensorrt-cu", "onnxruntime-ep-nv-")):
             found.setdefault(name, distribution.version)
     return dict(sorted(found.items()))
 
