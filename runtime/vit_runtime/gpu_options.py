@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Manifest
 
-GPU_PROVIDERS = ("cuda", "tensorrt")
+GPU_PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")
+TENSORRT_PROVIDERS = ("tensorrt", "tensorrt-rtx")  # they build an engine for a range of batches and sizes
+TAKEN_BY = {"device_id": GPU_PROVIDERS, "max_batch": GPU_PROVIDERS, "cuda_graph": ("cuda", "tensorrt"), "stream": ("cuda", "tensorrt")}
 MAX_BATCH = 8  # of an engine, and of CUDA graphs, unless the user says more
 
 
@@ -49,13 +51,22 @@ def check_options(provider: str, options: GpuOptions, cache_dir: object = None) 
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise InputError(f"got {name} {value!r}, expected a whole number of at least {least}")
     asked = {**asdict(options), "cuda_graph": options.cuda_graph or None}
-    given = [name for name, value in asked.items() if value is not None]
-    if given and provider not in GPU_PROVIDERS:
-        raise InputError(f"got {', '.join(given)} for provider {provider!r}, expected that with 'cuda' or 'tensorrt' only")
+    lacking = [name for name, value in asked.items() if value is not None and provider not in TAKEN_BY[name]]
+    if lacking:
+        having = [name for name in GPU_PROVIDERS if all(name in TAKEN_BY[option] for option in lacking)]
+        raise InputError(f"got {', '.join(lacking)} for provider {provider!r}, expected that with {either(having)} only")
     if options.cuda_graph and options.stream is not None:
         raise InputError("got cuda_graph and stream, expected one of them; a recording runs on a stream of its own")
-    if cache_dir is not None and provider in ("cpu", "cuda"):
-        raise InputError(f"got a cache_dir for provider {provider!r}, expected it with 'openvino' or 'tensorrt', which compile")
+    if cache_dir is not None and provider in ("cpu", "cuda", "tensorrt-rtx"):
+        raise InputError(
+            f"got a cache_dir for provider {provider!r}, expected it with 'openvino' or 'tensorrt', which keep what they compile"
+        )
+
+
+def either(names: Sequence[str]) -> str:
+    """ "'cuda', 'tensorrt' or 'tensorrt-rtx'"; of at least two names."""
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}"
 
 
 def buckets(provider: str, max_batch: int) -> tuple[int, ...]:
@@ -91,6 +102,13 @@ def engine_options(options: GpuOptions, manifest: Manifest) -> dict[str, str]:
     """What TensorRT is to build. Precision is the file's: with no flag of fp16 or int8 onnxruntime has it type the network strictly."""
     low, best, high = profile(options, manifest)
     return {"trt_profile_min_shapes": low, "trt_profile_opt_shapes": best, "trt_profile_max_shapes": high}
+
+
+def rtx_options(options: GpuOptions, manifest: Manifest) -> dict[str, str]:
+    """For TensorRT RTX, and which of onnxruntime's devices it gets. Precision is the file's: its networks are always strongly typed."""
+    low, best, high = profile(options, manifest)
+    shapes = {"nv_profile_min_shapes": low, "nv_profile_opt_shapes": best, "nv_profile_max_shapes": high}
+    return {"device_id": str(options.device), **shapes}
 
 
 def cache_options(engine: str, timing: str | None) -> dict[str, str]:

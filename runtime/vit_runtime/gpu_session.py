@@ -19,6 +19,7 @@ from vit_runtime import nvidia
 from vit_runtime.engine_cache import EngineCache, default_folder, file_digest, named_folder, silent
 from vit_runtime.errors import InputError, ModelError, ProviderError
 from vit_runtime.gpu_options import (
+    TENSORRT_PROVIDERS,
     GpuOptions,
     buckets,
     cache_options,
@@ -26,6 +27,7 @@ from vit_runtime.gpu_options import (
     engine_key,
     engine_options,
     image_sizes,
+    rtx_options,
     tensorrt_options,
     timing_key,
 )
@@ -67,7 +69,7 @@ def open_gpu(
     cache_dir: Path | None = None,
     tell: Callable[[str], None] = silent,
 ) -> GpuSession:
-    """The file on "cuda" or "tensorrt"; `options` as `check_options` lets them through.
+    """The file on "cuda", "tensorrt" or "tensorrt-rtx"; `options` as `check_options` lets them through.
 
     Raises: InputError for CUDA graphs of a file that takes several sizes, or a max_batch beyond that of an engine in the file; ModelError
     for a file that TensorRT has no layers for; ProviderError for one that would run on the CPU in part, or an engine that is not for this
@@ -76,14 +78,18 @@ def open_gpu(
     held = read_held(file)
     if held is not None:
         options = _within(held, options)
-    elif provider == "tensorrt" and (problems := lint(path)):
-        raise ModelError(f"{path}: {problems[0]}, or use provider 'cuda'")
+    elif provider in TENSORRT_PROVIDERS and (problems := lint(path)):
+        raise ModelError(f"{path}: {problems[0]}, or use provider {'cuda' if provider == 'tensorrt' else 'cpu'!r}")
     if options.cuda_graph and manifest.multiple_of is not None:
         raise InputError(f"{path} takes images of several sizes, and a CUDA graph has one; load it without cuda_graph")
-    if provider == "cuda":
+    if held is not None:
+        session = _open_held(path, held, threads, options)
+    elif provider == "cuda":
         session, _ = create_session(path, "cuda", threads, cuda_options(options))
+    elif provider == "tensorrt-rtx":
+        session, _ = create_session(path, "tensorrt-rtx", threads, rtx_options(options, manifest))
     else:
-        session = _open_tensorrt(path, manifest, file, held, threads, options, cache_dir, tell)
+        session = _open_tensorrt(path, manifest, file, threads, options, cache_dir, tell)
     check_placement(path, provider, node_placement(session))
     try:
         return GpuSession(session, provider, manifest, file, options)
@@ -97,7 +103,8 @@ def check_placement(path: Path, provider: str, nodes: Sequence[NodePlacement]) -
     counts = Counter(node.op_type for node in nodes if node.provider == "cpu" and node.op_type not in SHAPES)
     if counts:
         left = ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
-        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {provider}")
+        target = "cuda" if provider == "cuda" else "tensorrt"
+        raise ProviderError(f"{path}: {provider} has no kernel for {left}, which would run on the CPU; export it with --target {target}")
 
 
 def _within(held: Held, options: GpuOptions) -> GpuOptions:
@@ -111,28 +118,40 @@ def _within(held: Held, options: GpuOptions) -> GpuOptions:
     return replace(options, max_batch=options.max_batch or held.max_batch)
 
 
+def _open_held(path: Path, held: Held, threads: int | None, options: GpuOptions) -> Any:
+    """The engine in a file, once it is known to be for this machine."""
+    provider = held.provider
+    gpu = _opened(provider, options)[1].gpus[options.device]
+    given, version = {"device_id": str(options.device)}, ""  # TensorRT RTX does not tell its version
+    if provider == "tensorrt":
+        given, version = tensorrt_options(options), nvidia.tensorrt_version()
+    check_held(path, held, version, gpu.capability, gpu.name)
+    try:
+        return create_session(path, provider, threads, given)[0]
+    except ModelError as error:  # which blames the file, as the CPU cannot load it either
+        reason = one_line(error.__cause__ or error)
+        raise ProviderError(f"{path}: {provider} does not take {held} ({reason}); build it again here with `vit-trt`") from error
+
+
+def _opened(provider: str, options: GpuOptions) -> tuple[Any, nvidia.Driver]:
+    """onnxruntime with all that the provider needs, and the driver. Raises: the errors of `require`."""
+    ort, driver = require(provider, options.device), nvidia.find_driver()
+    if isinstance(driver, Obstacle):  # it was there a moment ago
+        raise ProviderError(f"provider {provider!r} does not run here: {driver}")
+    return ort, driver
+
+
 def _open_tensorrt(
     path: Path,
     manifest: Manifest,
     file: OnnxFile,
-    held: Held | None,
     threads: int | None,
     options: GpuOptions,
     cache_dir: Path | None,
     tell: Callable[[str], None],
 ) -> Any:
-    ort, driver = require("tensorrt", options.device), nvidia.find_driver()
-    if isinstance(driver, Obstacle):  # it was there a moment ago
-        raise ProviderError(f"provider 'tensorrt' does not run here: {driver}")
-    given, gpu = tensorrt_options(options), driver.gpus[options.device]
-    if held is not None:
-        check_held(path, held, "tensorrt", nvidia.tensorrt_version(), gpu.capability, gpu.name)
-        try:
-            return create_session(path, "tensorrt", threads, given)[0]
-        except ModelError as error:  # which blames the file, as the CPU cannot load it either
-            reason = one_line(error.__cause__ or error)
-            raise ProviderError(f"{path}: tensorrt does not take {held} ({reason}); build it again here with `vit-trt`") from error
-    wanted = engine_options(options, manifest)
+    ort, driver = _opened("tensorrt", options)
+    given, wanted, gpu = tensorrt_options(options), engine_options(options, manifest), driver.gpus[options.device]
     versions = {
         "onnxruntime": str(ort.__version__),
         "TensorRT": nvidia.tensorrt_version(),
@@ -145,9 +164,8 @@ def _open_tensorrt(
         raise ModelError(f"{path} cannot be read ({error.strerror or error})") from error
 
     def session(folder: Path, times: Path | None = None) -> Any:
-        return create_session(path, "tensorrt", threads, {**given, **wanted, **cache_options(str(folder), str(times) if times else None)})[
-            0
-        ]
+        kept = cache_options(str(folder), str(times) if times else None)
+        return create_session(path, "tensorrt", threads, {**given, **wanted, **kept})[0]
 
     cache = EngineCache(named_folder(cache_dir) or default_folder())
     return cache.open(engine_key(wanted, path.name, digest, versions), timing_key(versions), path.name, session, session, tell)
@@ -162,8 +180,8 @@ class GpuSession:
 
     def __init__(self, session: Any, provider: str, manifest: Manifest, file: OnnxFile, options: GpuOptions, device: str = "cuda") -> None:
         self.session, self.options = session, options
-        self.max_batch = options.largest if options.cuda_graph or provider == "tensorrt" else options.max_batch
-        self._sizes = image_sizes(manifest) if provider == "tensorrt" else None
+        self.max_batch = options.largest if options.cuda_graph or provider in TENSORRT_PROVIDERS else options.max_batch
+        self._sizes = image_sizes(manifest) if provider in TENSORRT_PROVIDERS else None
         self._device = (device, options.device)
         self._input, self._outputs = manifest.input_name, {info.name: (info.dtype, info.shape) for info in file.outputs}
         self._image = (manifest.preprocessing.channels, *manifest.image_size)
@@ -189,7 +207,7 @@ class GpuSession:
             if not (height <= shape[2] <= high and width <= shape[3] <= wide):
                 raise InputError(
                     f"got images of {shape[2]} x {shape[3]}, the TensorRT engine takes {height} x {width} to {high} x {wide}; "
-                    "use provider 'cuda' for others"
+                    "use provider 'cuda' or 'cpu' for others"
                 )
 
     def run(self, names: Sequence[str], feed: Mapping[str, Floats | DeviceBatch]) -> list[npt.NDArray[Any]]:
@@ -264,6 +282,7 @@ class PageLocked:
         self._runtime, self._device = runtime, device
         self._free = dict[int, list[int]]()
         self._lock = threading.RLock()  # an array can be collected, and give its block back, in the middle of this
+        weakref.finalize(self, _free_all, runtime, self._free).atexit = False
 
     def empty(self, shape: tuple[int, ...]) -> Floats:
         """An array whose values nobody has set."""
@@ -272,7 +291,7 @@ class PageLocked:
         if address is None:
             return np.empty(shape, np.float32)
         block = (ctypes.c_float * count).from_address(address)
-        weakref.finalize(block, self._give_back, 4 * count, address).atexit = False
+        weakref.finalize(block, self._give_back, 4 * count, address).atexit = False  # which holds us until the last array is gone
         return np.frombuffer(memoryview(block), np.float32).reshape(shape)
 
     def _allocate(self, size: int) -> int | None:
@@ -293,6 +312,12 @@ class PageLocked:
                 blocks.append(address)
                 return
         self._runtime.cudaFreeHost(ctypes.c_void_p(address))
+
+
+def _free_all(runtime: Any, free: Mapping[int, Sequence[int]]) -> None:
+    """Give back blocks that nobody will ask for any more."""
+    for address in (address for blocks in free.values() for address in blocks):
+        runtime.cudaFreeHost(ctypes.c_void_p(address))
 
 
 def _cuda_runtime() -> Any:

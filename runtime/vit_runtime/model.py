@@ -96,18 +96,20 @@ class Model:
     def empty(self, batch: int) -> Floats:
         """Room for a batch at the file's own size, float32 (batch, C, H, W), values unset: fill it and `run` it.
 
-        On a GPU it is page-locked memory, from which the GPU fetches without a copy in between.
+        On "cuda" and "tensorrt" it is page-locked memory, from which the GPU fetches without a copy in between. Raises: SessionError
+        there after a fork.
         """
         if isinstance(self._session, GpuSession):
+            self._check_process()  # its memory is the parent's
             return self._session.empty(batch)
         return np.empty((batch, self.manifest.preprocessing.channels, *self.manifest.image_size), np.float32)
 
     def to_device(self, pixel_values: Floats) -> DeviceBatch:
         """Copy a batch to the GPU, where it stays as long as the result is held: for running it more than once, without cuda_graph.
 
-        Raises: InputError and SessionError as `run`, InputError for a provider without a GPU.
+        Raises: InputError and SessionError as `run`, InputError for another provider than "cuda" and "tensorrt".
         """
-        if not isinstance(self._session, GpuSession):
+        if not isinstance(self._session, GpuSession) or self.provider == "tensorrt-rtx":
             raise InputError(f"got a batch to put on a GPU for provider {self.provider!r}, expected 'cuda' or 'tensorrt'")
         self._check(pixel_values)
         try:
@@ -132,6 +134,10 @@ class Model:
             raise InputError("got pixel values with NaN or Inf in them, expected finite numbers; check how they were prepared")
         if isinstance(self._session, GpuSession):
             self._session.check(pixel_values)
+        self._check_process()
+
+    def _check_process(self) -> None:
+        """Raises: SessionError after a fork."""
         if os.getpid() != self._process:
             raise SessionError(
                 "this model was loaded before the process forked, and its threads stayed behind; call vit_runtime.load in the child"
@@ -246,15 +252,15 @@ def load(
 ) -> Model:
     """Load an exported file.
 
-    `provider` is "cpu", "openvino", "cuda" or "tensorrt", which then runs or raises, or "auto": the best that truly works here and runs
-    the whole file. A file with an engine inside wants the engine's own provider, by name.
+    `provider` is "cpu", "openvino", "cuda", "tensorrt" or "tensorrt-rtx", which then runs or raises, or "auto": the best that truly works
+    here and runs the whole file. A file with an engine inside wants the engine's own provider, by name.
     `threads` of a CPU; by default the physical cores that this process may use. `cache_dir` is a folder in which OpenVINO and TensorRT keep
     what they compiled; without it the one that the environment variable VIT_DEPLOY_CACHE names; without that OpenVINO keeps nothing, and
     TensorRT, which builds for minutes, uses the system's folder for caches.
 
-    For "cuda" and "tensorrt" only: `device_id`, by default 0; `max_batch`, the largest batch that `run` takes, for which TensorRT builds
-    and tunes its engine (8 by default); `cuda_graph` to launch the network as a whole, recorded while it is loaded, with batches filled up
-    to recorded sizes; `stream`, the address of a CUDA stream to run on. `tell` hears what takes long.
+    For a GPU only: `device_id`, by default 0; `max_batch`, the largest batch that `run` takes, for which TensorRT builds and tunes its
+    engine (8 by default). For "cuda" and "tensorrt": `cuda_graph` to launch the network as a whole, recorded while it is loaded, with
+    batches filled up to recorded sizes; `stream`, the address of a CUDA stream to run on. `tell` hears what takes long.
     Raises: ModelError, ProviderError, MachineError, InputError.
     """
     file_path, folder = Path(path), Path(cache_dir) if cache_dir is not None else None

@@ -27,9 +27,15 @@ CU_INIT = {
         "libcuda.so.1 is the stub of the CUDA toolkit, not the driver's",
         "take the toolkit's stubs folder out of LD_LIBRARY_PATH, and " + INSTALL_DRIVER,
     ),
+    802: ("NVIDIA's driver is not ready (cuInit: system not ready)", "start nvidia-fabricmanager, which machines with NVSwitch need"),
     803: ("libcuda.so.1 and NVIDIA's kernel module are of different releases", "reboot, or start the container anew, after an update"),
+    804: (
+        "this GPU does not take CUDA's forward-compatibility libraries",
+        "take the compat folder out of LD_LIBRARY_PATH, or start a container of an older CUDA",
+    ),
     999: ("NVIDIA's driver does not start (cuInit: unknown error)", "see what `dmesg` says of NVRM; reboot"),
 }
+NO_DEVICE = 100
 _NAME, _MAJOR, _MINOR = 256, 75, 76  # length of a GPU's name; cuDeviceGetAttribute's numbers
 
 
@@ -41,6 +47,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     memory: int  # bytes
+    bus: str  # its place among PCI's, such as "0000:65:00.0"
 
     def __str__(self) -> str:
         return f"{self.index}: {self.name}, compute capability {self.capability[0]}.{self.capability[1]}, {self.memory >> 20} MiB"
@@ -62,8 +69,9 @@ def find_driver() -> Driver | Obstacle:
     except OSError as error:
         return Obstacle("missing", f"there is no NVIDIA driver ({str(error).removesuffix(': No such file or directory')})", INSTALL_DRIVER)
     code, number = cuda.cuInit(0), ctypes.c_int(0)
-    if code in CU_INIT:
-        return Obstacle("broken", *CU_INIT[code])
+    if code not in (0, NO_DEVICE):
+        other = (f"NVIDIA's driver does not start (cuInit: {code})", "see whether `nvidia-smi` answers")
+        return Obstacle("broken", *CU_INIT.get(code, other))
     if code == 0:
         cuda.cuDeviceGetCount(ctypes.byref(number))
     if number.value == 0:
@@ -87,14 +95,16 @@ def driver_release() -> str:
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:
-    name, memory, number = ctypes.create_string_buffer(_NAME), ctypes.c_size_t(0), ctypes.c_int(0)
+    name, bus = ctypes.create_string_buffer(_NAME), ctypes.create_string_buffer(_NAME)
+    memory, number = ctypes.c_size_t(0), ctypes.c_int(0)
     cuda.cuDeviceGetName(name, _NAME, index)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), index)
+    cuda.cuDeviceGetPCIBusId(bus, _NAME, index)
     capability = list[int]()
     for attribute in (_MAJOR, _MINOR):
         cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, index)
         capability.append(number.value)
-    return Gpu(index, name.value.decode(errors="replace"), (capability[0], capability[1]), memory.value)
+    return Gpu(index, name.value.decode(errors="replace"), (capability[0], capability[1]), memory.value, bus.value.decode(errors="replace"))
 
 
 def obstacles(ort: Any, tensorrt: bool, device_id: int) -> Iterator[Obstacle]:
@@ -103,7 +113,8 @@ def obstacles(ort: Any, tensorrt: bool, device_id: int) -> Iterator[Obstacle]:
     if isinstance(driver, Obstacle):
         yield driver
     else:
-        yield from _driver_obstacles(ort, needed, driver, device_id)
+        oldest = OLDEST_GPU.get(needed[0], (0, 0))
+        yield from driver_obstacles(f"onnxruntime {ort.__version__}", needed[0], oldest, driver, device_id)
     if sys.platform != "win32" and needed[0]:
         yield from _library_obstacles(ort, needed[0], tensorrt)
 
@@ -114,20 +125,21 @@ def cuda_version(ort: Any) -> tuple[int, int]:
     return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
 
 
-def _driver_obstacles(ort: Any, needed: tuple[int, int], driver: Driver, device_id: int) -> Iterator[Obstacle]:
-    if driver.cuda[0] < needed[0]:  # within a major release, minor versions are compatible
+def driver_obstacles(who: str, cuda: int, oldest: tuple[int, int], driver: Driver, device_id: int) -> Iterator[Obstacle]:
+    """What keeps `who`, which needs this CUDA release and compute capability, from the GPU of that number."""
+    if driver.cuda[0] < cuda:  # within a major release, minor versions are compatible
         offered = f"CUDA {driver.cuda[0]}.{driver.cuda[1]}"
-        reason = f"the NVIDIA driver offers {offered}, onnxruntime {ort.__version__} needs CUDA {needed[0]}"
-        yield Obstacle("missing", reason, "update NVIDIA's driver")
+        yield Obstacle("missing", f"the NVIDIA driver offers {offered}, {who} needs CUDA {cuda}", "update NVIDIA's driver")
     if device_id >= len(driver.gpus):
         there = "; ".join(map(str, driver.gpus))
         yield Obstacle("missing", f"got device_id {device_id}, but the GPUs here are {there}", "give one of these numbers")
         return
-    gpu, oldest = driver.gpus[device_id], OLDEST_GPU.get(needed[0], (0, 0))
+    gpu = driver.gpus[device_id]
     if gpu.capability < oldest:
         reason = f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-        least = f"the kernels of onnxruntime {ort.__version__} start at {oldest[0]}.{oldest[1]}"
-        yield Obstacle("missing", f"{reason}, {least}", "take a newer GPU, or use provider 'cpu'")
+        yield Obstacle(
+            "missing", f"{reason}, the kernels of {who} start at {oldest[0]}.{oldest[1]}", "take a newer GPU, or use provider 'cpu'"
+        )
 
 
 def _library_obstacles(ort: Any, major: int, tensorrt: bool) -> Iterator[Obstacle]:
@@ -165,8 +177,9 @@ def wheel_conflict(major: int, tensorrt: bool) -> Obstacle | None:
     """
     wheels = nvidia_wheels()
     for stem in ("nvidia-cudnn", *(["tensorrt"] if tensorrt else [])):
-        names = [name for name in wheels if re.fullmatch(rf"{stem}-cu\d+", name)]
-        if {_major(name) for name in names} <= {major}:
+        parts = [name for name in wheels if re.fullmatch(rf"{stem}-cu\d+(-libs|-bindings)?", name)]
+        names = [name for name in parts if re.search(r"\d$", name)] or parts
+        if {_major(name) for name in parts} <= {major}:
             continue
         listed = " and ".join(f"{name} {wheels[name]}" for name in names)
         wrong = "are installed at once and overwrite each other's files" if len(names) > 1 else f"is not for CUDA {major}"
@@ -174,7 +187,7 @@ def wheel_conflict(major: int, tensorrt: bool) -> Obstacle | None:
         return Obstacle(
             "broken",
             f"{listed} {wrong}; onnxruntime-gpu needs CUDA {major}'s",
-            f"run: pip uninstall -y {' '.join(names)} && pip install {right}",
+            f"run: pip uninstall -y {' '.join(parts)} && pip install {right}",
         )
     return None
 
@@ -185,13 +198,13 @@ def nvidia_wheels() -> dict[str, str]:
     for distribution in metadata.distributions():
         fields = distribution.metadata
         name = str(fields["Name"]).lower().replace("_", "-") if "Name" in fields else ""
-        if name.startswith(("nvidia-", "tensorrt-cu")):
+        if name.startswith(("nvidia-", "tensorrt-cu", "onnxruntime-ep-nv-")):
             found.setdefault(name, distribution.version)
     return dict(sorted(found.items()))
 
 
 def _major(wheel: str) -> int | None:
-    found = re.search(r"-cu(\d\d)$", wheel)
+    found = re.search(r"-cu(\d\d)(?:-|$)", wheel)
     return int(found[1]) if found else None
 
 

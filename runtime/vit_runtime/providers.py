@@ -7,7 +7,8 @@ for CUDA runs on the CPU where CUDA is missing, with a line in a log at most. So
 `SessionOptions.add_provider`, which raises, forbids every fallback, and believes in a provider only when nodes have run on it.
 
 `auto` takes the best provider that works: CUDA, then OpenVINO for a file that was made for it, then the CPU. TensorRT is taken only by
-name, because it builds an engine for minutes. Nothing here ever imports torch or onnx, and onnxruntime only inside functions.
+name, because it builds an engine for minutes, and so is TensorRT RTX, which is a plug-in (rtx_plugin.py). Nothing here ever imports torch
+or onnx, and onnxruntime only inside functions.
 """
 
 import contextlib
@@ -32,9 +33,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vit_runtime import nvidia
+from vit_runtime import nvidia, rtx_plugin
 from vit_runtime.errors import InputError, MachineError, ModelError, ProviderError
-from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions, cuda_options
+from vit_runtime.gpu_options import GPU_PROVIDERS, GpuOptions, cuda_options, either
 from vit_runtime.obstacle import Obstacle, one_line
 from vit_runtime.openvino_engine import FLOAT32, REINSTALL, Arithmetic, OpenVinoSession, find_openvino
 from vit_runtime.threads import physical_cores
@@ -77,6 +78,7 @@ PROVIDERS = {
         Provider("openvino", "", "OpenVINO", "openvino"),
         Provider("cuda", "CUDAExecutionProvider", "CUDA", "gpu"),
         Provider("tensorrt", "TensorrtExecutionProvider", "TensorRT", "gpu"),
+        Provider("tensorrt-rtx", rtx_plugin.EP_NAME, "TensorRT RTX", "ep-rtx"),
     )
 }
 AUTO = ("cuda", "cpu")  # what `auto` takes, best first; before the last what the file was made for
@@ -107,7 +109,7 @@ class NodePlacement:
 
     name: str
     op_type: str
-    provider: str  # cpu, openvino, cuda or tensorrt; onnxruntime's own name for any other
+    provider: str  # its short name; onnxruntime's own name for any other
 
 
 # --- the onnxruntime wheel --------------------------------------------------------------------------------------------------------------
@@ -203,6 +205,12 @@ def find_provider(name: str) -> Provider:
 
 def _obstacle(ort: Any, provider: Provider, device_id: int = 0) -> Obstacle | None:
     """What `provider` evidently lacks here, found without a line from onnxruntime. Loads the libraries that it will need."""
+    if provider.name == "tensorrt-rtx":
+        if not rtx_plugin.takes_plugins(ort):
+            reason = f"onnxruntime {ort.__version__} takes no providers as plug-ins, expected 1.24 or later"
+            return Obstacle("missing", reason, f"run: pip install --upgrade {' '.join(onnxruntime_wheels()) or 'onnxruntime'}")
+        device = rtx_plugin.find_device(ort, device_id)
+        return device if isinstance(device, Obstacle) else None
     if provider.ort_name not in ort.get_available_providers():
         wheels = onnxruntime_wheels()
         built = " ".join(f"{name} {version}" for name, version in wheels.items()) or f"onnxruntime {ort.__version__}"
@@ -283,7 +291,7 @@ def _attempt_in_child(provider: Provider, interpreter: str) -> Obstacle | None:
         )
     except subprocess.TimeoutExpired:
         reason = f"no answer from {provider.technology} within {PROBE_TIMEOUT_S} s"
-        return Obstacle("broken", reason, "see whether `nvidia-smi` answers" if provider.extra == "gpu" else remedy)
+        return Obstacle("broken", reason, "see whether `nvidia-smi` answers" if provider.name in GPU_PROVIDERS else remedy)
     except OSError as error:
         return Obstacle("broken", f"the probe could not be started ({one_line(error)})", "let this process start others")
     if child.returncode != 0:
@@ -370,12 +378,13 @@ def create_session(
 
     Args:
         model_path: an .onnx file.
-        provider: "cpu", "openvino", "cuda", "tensorrt", or "auto": CUDA where a probe shows that it works (once in a process, a second or
-            two), else OpenVINO where it works and the file is `made_for` it, else the CPU. "auto" never takes TensorRT, whose engine
-            takes minutes to build. Below TensorRT, CUDA takes the nodes that TensorRT cannot; `placement` tells.
+        provider: "cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx", or "auto": CUDA where a probe shows that it works (once in a
+            process, a second or two), else OpenVINO where it works and the file is `made_for` it, else the CPU. "auto" never takes
+            TensorRT, whose engine takes minutes to build, nor TensorRT RTX. Below TensorRT, CUDA takes the nodes that TensorRT cannot,
+            below TensorRT RTX the CPU; `placement` tells.
         threads: for the work inside one node; by default the physical cores that this process may use. Nodes run one after another.
-        provider_options: onnxruntime's own options for "cuda" or "tensorrt", such as gpu_options.py makes; "cuda" takes GPU 0 and
-            computes in float32 unless they say otherwise.
+        provider_options: onnxruntime's own options for a GPU's provider, such as gpu_options.py makes; without any, GPU 0. "cuda" computes
+            in float32 unless they say otherwise.
         arithmetic: what the file allows OpenVINO to compute in.
         cache_dir: where OpenVINO keeps what it compiled, for a faster start the next time; nowhere without. The folder is made; one that
             cannot be written to, and what is damaged in it, is passed over.
@@ -390,7 +399,7 @@ def create_session(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS):
         raise InputError(f"got {threads!r} threads, expected a whole number from 1 to {MAX_THREADS}, or none for the physical cores")
     if provider_options and (chosen is None or chosen.name in ("cpu", "openvino")):
-        raise InputError(f"got provider_options for provider {provider!r}, expected them with 'cuda' or 'tensorrt' only")
+        raise InputError(f"got provider_options for provider {provider!r}, expected them with {either(GPU_PROVIDERS)} only")
     path = os.fsdecode(model_path)
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file, expected an .onnx model")
@@ -478,7 +487,11 @@ def _open(ort: Any, model: str | bytes, provider: Provider, threads: int, option
     if provider.name == "cpu":  # always loads, so the way that older releases know too is as strict
         return ort.InferenceSession(model, settings, providers=[provider.ort_name], enable_fallback=0)
     try:
-        settings.add_provider(provider.ort_name, dict(options))
+        if provider.name == "tensorrt-rtx":
+            device = rtx_plugin.find_device(ort, int(options.get("device_id", "0")))  # an Obstacle by now is refused as no device
+            settings.add_provider_for_devices([device], {name: value for name, value in options.items() if name != "device_id"})
+        else:
+            settings.add_provider(provider.ort_name, dict(options))
         if provider.name == "tensorrt":
             shared = {name: options[name] for name in ("device_id", "user_compute_stream") if name in options}
             settings.add_provider(PROVIDERS["cuda"].ort_name, {**cuda_options(GpuOptions()), **shared})

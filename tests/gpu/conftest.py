@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vit_exporter import ExportSpec, Source, export
+from vit_runtime.gpu_options import GPU_PROVIDERS, TAKEN_BY
 from vit_runtime.providers import Probe, probe
 
 
@@ -30,9 +31,16 @@ def needs() -> Callable[[str], None]:
     return check
 
 
-@pytest.fixture(params=["cuda", "tensorrt"])
+@pytest.fixture(params=GPU_PROVIDERS)
 def provider(request: pytest.FixtureRequest, needs: Callable[[str], None]) -> str:
     """Each provider of a GPU that works here."""
+    needs(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=TAKEN_BY["cuda_graph"])
+def recorder(request: pytest.FixtureRequest, needs: Callable[[str], None]) -> str:
+    """Each of them that records CUDA graphs, runs on a stream of the caller's and takes batches on the GPU."""
     needs(request.param)
     return str(request.param)
 

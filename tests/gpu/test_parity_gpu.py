@@ -19,12 +19,16 @@ SIZES = "1,2,3,7,8"
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("cuda", "fp32"), ("cuda", "fp16"), ("cuda", "bf16"), *(("tensorrt", kind) for kind in ("fp32", "fp16", "bf16", "int8"))],
+    [
+        *(("cuda", kind) for kind in ("fp32", "fp16", "bf16")),
+        *((name, kind) for name in ("tensorrt", "tensorrt-rtx") for kind in ("fp32", "fp16", "bf16", "int8")),
+    ],
 )
 def test_a_file_keeps_to_its_record(name: str, precision: str, needs: Callable[[str], None], exported: Callable[[str, str], Path]):
     """Without TF32, which TensorRT takes for float32 by itself: its 10 bits are thousands of times float32's own error."""
     needs(name)
-    done = run_apart("vit-parity", exported(name, precision), "--providers", name, "--batch-sizes", SIZES, NVIDIA_TF32_OVERRIDE="0")
+    path = exported("cuda" if name == "cuda" else "tensorrt", precision)
+    done = run_apart("vit-parity", path, "--providers", name, "--batch-sizes", SIZES, NVIDIA_TF32_OVERRIDE="0")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -44,16 +48,16 @@ def test_no_product_is_left_to_the_cpu(provider: str, tiny_model: Path):
     assert nodes
 
 
-def test_a_graph_gives_what_a_plain_run_gives(provider: str, tiny_model: Path):
-    plain, graph = vit.load(tiny_model, provider), vit.load(tiny_model, provider, cuda_graph=True)
+def test_a_graph_gives_what_a_plain_run_gives(recorder: str, tiny_model: Path):
+    plain, graph = vit.load(tiny_model, recorder), vit.load(tiny_model, recorder, cuda_graph=True)
     for batch in (*range(1, 9), 3, 1):
         expected = plain.run(inputs(batch, batch))
         for name, values in graph.run(inputs(batch, batch)).items():
             np.testing.assert_allclose(values, expected[name], **SAME_BUT_FOR_ORDER)
 
 
-def test_a_batch_on_the_gpu_and_one_in_page_locked_memory_give_the_same(provider: str, tiny_model: Path):
-    model = vit.load(tiny_model, provider)
+def test_a_batch_on_the_gpu_and_one_in_page_locked_memory_give_the_same(recorder: str, tiny_model: Path):
+    model = vit.load(tiny_model, recorder)
     expected, written = model.run(inputs(5)), model.empty(5)
     written[:] = inputs(5)
     for batch in (model.to_device(inputs(5)), written):
@@ -61,16 +65,16 @@ def test_a_batch_on_the_gpu_and_one_in_page_locked_memory_give_the_same(provider
             np.testing.assert_array_equal(values, expected[name])
 
 
-def test_a_stream_of_the_callers_serves(provider: str, tiny_model: Path):
+def test_a_stream_of_the_callers_serves(recorder: str, tiny_model: Path):
     import ctypes
 
     from vit_runtime.gpu_session import _cuda_runtime
 
     runtime, stream = _cuda_runtime(), ctypes.c_void_p(0)
-    expected = vit.load(tiny_model, provider).run(inputs(3))  # which has loaded the runtime
+    expected = vit.load(tiny_model, recorder).run(inputs(3))  # which has loaded the runtime
     runtime = runtime or _cuda_runtime()
     assert runtime.cudaStreamCreate(ctypes.byref(stream)) == 0
-    for name, values in vit.load(tiny_model, provider, stream=stream.value).run(inputs(3)).items():
+    for name, values in vit.load(tiny_model, recorder, stream=stream.value).run(inputs(3)).items():
         np.testing.assert_allclose(values, expected[name], **SAME_BUT_FOR_ORDER)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers import failed, inputs, run
 
 import vit_runtime as vit
 from vit_runtime.engine_cache import EngineCache
-from vit_runtime.gpu_options import GpuOptions, cuda_options
+from vit_runtime.gpu_options import GPU_PROVIDERS, TAKEN_BY, GpuOptions, cuda_options
 from vit_runtime.gpu_session import GpuSession, _cuda_runtime
 from vit_runtime.manifest import read_manifest
 from vit_runtime.memory import peak_memory
@@ -80,9 +81,9 @@ def free_memory() -> int:
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
-def test_memory_holds_over_10000_requests(provider: str, cuda_graph: bool, tiny_model: Path):
+def test_memory_holds_over_10000_requests(recorder: str, cuda_graph: bool, tiny_model: Path):
     """A leak of one batch of 3 images a request, 36 kB, would be 370 MB on either side."""
-    model = vit.load(tiny_model, provider, cuda_graph=cuda_graph)
+    model = vit.load(tiny_model, recorder, cuda_graph=cuda_graph)
     batches = [inputs(size) for size in range(1, 9)]
     for number in range(500):
         model.run(batches[number % 8])
@@ -94,9 +95,12 @@ def test_memory_holds_over_10000_requests(provider: str, cuda_graph: bool, tiny_
         assert (peak_memory() or 0) - peak < 64 << 20
 
 
-@pytest.mark.parametrize("cuda_graph", [False, True])
-def test_two_threads_get_their_own_answers(provider: str, cuda_graph: bool, tiny_model: Path):
-    model = vit.load(tiny_model, provider, cuda_graph=cuda_graph)
+@pytest.mark.parametrize(
+    ("name", "cuda_graph"), [*((name, False) for name in GPU_PROVIDERS), *((name, True) for name in TAKEN_BY["cuda_graph"])]
+)
+def test_two_threads_get_their_own_answers(name: str, cuda_graph: bool, needs: Callable[[str], None], tiny_model: Path):
+    needs(name)
+    model = vit.load(tiny_model, name, cuda_graph=cuda_graph)
     expected = {seed: model.run(inputs(3, seed))["logits"] for seed in range(2)}
     worst = dict[int, float]()
 

@@ -133,7 +133,7 @@ def test_warming_for_openvino_compiles_into_the_folder_that_is_named(
 @pytest.mark.parametrize("provider", ["cpu", "cuda", "auto"])
 def test_only_what_compiles_can_be_warmed(provider: str, tiny_model: Path):
     message = failed(run("warm", tiny_model, "--provider", provider), 2)
-    assert message == f"got provider {provider!r}, expected tensorrt or openvino, which compile"
+    assert message == f"got provider {provider!r}, expected tensorrt or openvino, which keep what they compile"
 
 
 @pytest.mark.parametrize("command", [(), ("list",), ("warm",), ("prune",)])

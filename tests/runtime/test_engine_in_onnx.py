@@ -159,11 +159,12 @@ def test_another_provider_is_refused_with_the_right_one(provider: str, held_mode
     assert message.endswith(f"for SM 89, which provider {provider!r} does not run; if you trust it, load it with provider 'tensorrt-rtx'")
 
 
-def test_its_own_provider_is_asked_for_the_gpu(tiny_model: Path, tmp_path: Path):
-    if probe("tensorrt").works:
-        pytest.skip("TensorRT works here")
-    with pytest.raises(ProviderError, match=r"^provider 'tensorrt' does not run here: "):
-        vit.load(written(tiny_model, tmp_path), "tensorrt")
+@pytest.mark.parametrize("compiler", ["tensorrt", "tensorrt-rtx"])
+def test_its_own_provider_is_asked_for_the_gpu(compiler: str, tiny_model: Path, tmp_path: Path):
+    if probe(compiler).works:
+        pytest.skip(f"{compiler} works here")
+    with pytest.raises(ProviderError, match=rf"^provider '{compiler}' does not run here: "):
+        vit.load(written(tiny_model, tmp_path, replace(TEN, compiler=compiler)), compiler)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +181,10 @@ def test_its_own_provider_is_asked_for_the_gpu(tiny_model: Path, tmp_path: Path)
 )
 def test_an_engine_is_for_one_kind_of_gpu_and_one_release(held: Held, capability: tuple[int, int], version: str, words: str):
     if not words:
-        check_held(Path("x.onnx"), held, "tensorrt", version, capability, "Card")
+        check_held(Path("x.onnx"), held, version, capability, "Card")
         return
     with pytest.raises(ProviderError) as caught:
-        check_held(Path("x.onnx"), held, "tensorrt", version, capability, "Card")
+        check_held(Path("x.onnx"), held, version, capability, "Card")
     assert words in one_line(caught)
 
 

@@ -20,6 +20,7 @@ from vit_runtime.gpu_options import (
     engine_options,
     image_sizes,
     profile,
+    rtx_options,
     tensorrt_options,
     timing_key,
 )
@@ -37,9 +38,9 @@ ASKED: list[dict[str, Any]] = [{"device_id": 0}, {"max_batch": 4}, {"cuda_graph"
 @pytest.mark.parametrize("provider", ["auto", "cpu", "openvino"])
 def test_an_option_of_a_gpu_is_refused_without_one(provider: str, asked: dict[str, Any], tiny_model: Path):
     """GPU 0 as well: who asks for one by number wants a GPU."""
-    with pytest.raises(
-        InputError, match=f"got {next(iter(asked))} for provider '{provider}', expected that with 'cuda' or 'tensorrt' only"
-    ):
+    name = next(iter(asked))
+    having = "'cuda' or 'tensorrt'" if name in ("cuda_graph", "stream") else "'cuda', 'tensorrt' or 'tensorrt-rtx'"
+    with pytest.raises(InputError, match=f"got {name} for provider '{provider}', expected that with {having} only"):
         vit.load(tiny_model, provider, **asked)
 
 
@@ -47,6 +48,14 @@ def test_an_option_of_a_gpu_is_refused_without_one(provider: str, asked: dict[st
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpus_provider_has_them_all(provider: str, asked: dict[str, Any]):
     check_options(provider, GpuOptions(**asked))
+
+
+def test_tensorrt_rtx_has_a_gpu_and_a_largest_batch_and_refuses_what_it_has_not():
+    check_options("tensorrt-rtx", GpuOptions(device_id=1, max_batch=4))
+    with pytest.raises(InputError, match="got cuda_graph for provider 'tensorrt-rtx', expected that with 'cuda' or 'tensorrt' only"):
+        check_options("tensorrt-rtx", GpuOptions(device_id=1, cuda_graph=True))
+    with pytest.raises(InputError, match="got stream for provider 'tensorrt-rtx', expected that with 'cuda' or 'tensorrt' only"):
+        check_options("tensorrt-rtx", GpuOptions(max_batch=4, stream=1))
 
 
 @pytest.mark.parametrize(
@@ -66,12 +75,15 @@ def test_a_value_that_makes_no_sense_is_refused(asked: dict[str, Any], message: 
         check_options("cuda", GpuOptions(**asked))
 
 
-@pytest.mark.parametrize(("provider", "taken"), [("cpu", False), ("cuda", False), ("tensorrt", True), ("openvino", True), ("auto", True)])
-def test_a_cache_is_for_providers_that_compile(provider: str, taken: bool):
+@pytest.mark.parametrize(
+    ("provider", "taken"),
+    [("cpu", False), ("cuda", False), ("tensorrt", True), ("tensorrt-rtx", False), ("openvino", True), ("auto", True)],
+)
+def test_a_cache_is_for_providers_that_keep_what_they_compile(provider: str, taken: bool):
     if taken:
         check_options(provider, GpuOptions(), "folder")
     else:
-        with pytest.raises(InputError, match="expected it with 'openvino' or 'tensorrt', which compile"):
+        with pytest.raises(InputError, match="expected it with 'openvino' or 'tensorrt', which keep what they compile"):
             check_options(provider, GpuOptions(), "folder")
 
 
@@ -81,7 +93,8 @@ def test_the_commands_refuse_them_too(command: str, option: tuple[str, ...], tin
     more = [photo] if command == "vit-predict" else []
     provider = "--providers" if command == "vit-parity" else "--provider"
     message = failed(run(command, tiny_model, *more, provider, "cpu", *option), 2)
-    assert "expected that with 'cuda' or 'tensorrt' only" in message
+    having = "'cuda' or 'tensorrt'" if option == ("--cuda-graph",) else "'cuda', 'tensorrt' or 'tensorrt-rtx'"
+    assert f"expected that with {having} only" in message
 
 
 # --- CUDA
@@ -137,6 +150,15 @@ def test_tensorrt_gets_all_three_shapes_and_no_word_about_precision(tiny_manifes
     }
     assert tensorrt_options(asked) == {"device_id": "1", "trt_cuda_graph_enable": "True"}  # not "1", which onnxruntime refuses here
     assert tensorrt_options(GpuOptions(stream=4096))["user_compute_stream"] == "4096"
+
+
+def test_tensorrt_rtx_gets_the_same_shapes_under_its_own_names(tiny_manifest: Manifest):
+    assert rtx_options(GpuOptions(device_id=1, max_batch=4), tiny_manifest) == {
+        "device_id": "1",
+        "nv_profile_min_shapes": "pixel_values:1x3x32x32",
+        "nv_profile_opt_shapes": "pixel_values:4x3x32x32",
+        "nv_profile_max_shapes": "pixel_values:4x3x32x32",
+    }
 
 
 def test_a_build_gets_both_caches_and_a_reuse_the_engine_alone():

@@ -89,6 +89,7 @@ def test_a_batch_that_cannot_be_put_on_the_device_is_one_line(tiny_model: Path):
 
 def test_after_a_fork_a_gpus_model_says_so(plain: Model):
     assert_refused_after_a_fork(lambda: plain.run(inputs(1)))
+    assert_refused_after_a_fork(lambda: plain.empty(1))  # as predict does, into the parent's page-locked memory
 
 
 @pytest.mark.parametrize("model", ["honest", "plain", "recorded"])
@@ -115,6 +116,7 @@ def test_the_placement_is_the_sessions(plain: Model, honest: Model):
         ("cuda", GpuOptions(cuda_graph=True), 8),
         ("tensorrt", GpuOptions(), 8),
         ("tensorrt", GpuOptions(max_batch=12), 12),
+        ("tensorrt-rtx", GpuOptions(), 8),
     ],
 )
 def test_a_batch_beyond_the_largest_is_refused_before_it_runs(provider: str, options: GpuOptions, largest: int | None, tiny_model: Path):
@@ -196,13 +198,14 @@ def test_a_file_of_several_sizes_is_not_recorded(tiny_model: Path):
 # --- files for other engines
 
 
-def test_a_file_for_another_engine_is_refused_by_tensorrt_before_anything_is_built(tiny_int8: Path):
+@pytest.mark.parametrize(("provider", "instead"), [("tensorrt", "cuda"), ("tensorrt-rtx", "cpu")])
+def test_a_file_for_another_engine_is_refused_by_tensorrt_before_anything_is_built(provider: str, instead: str, tiny_int8: Path):
     with pytest.raises(ModelError) as caught:
-        vit.load(tiny_int8, "tensorrt")
+        vit.load(tiny_int8, provider)
     message = str(caught.value)
     assert message.startswith(f"{tiny_int8}: target cpu: the file was made for another engine")
     assert "vit-export --target tensorrt --precision int8" in message
-    assert message.endswith(", or use provider 'cuda'")
+    assert message.endswith(f", or use provider {instead!r}")
 
 
 def test_a_file_that_would_run_on_the_cpu_in_part_is_refused_unless_that_part_makes_shapes(tiny_model: Path, honest: Model):
@@ -214,16 +217,19 @@ def test_a_file_that_would_run_on_the_cpu_in_part_is_refused_unless_that_part_ma
     assert str(caught.value) == f"{tiny_model}: {said}"
     with pytest.raises(ProviderError, match=r"LayerNormalization \("):
         check_placement(tiny_model, "tensorrt", honest.placement())
+    with pytest.raises(ProviderError, match=r"tensorrt-rtx has no kernel for .*; export it with --target tensorrt$"):
+        check_placement(tiny_model, "tensorrt-rtx", honest.placement())
 
 
 # --- sizes
 
 
-def test_sizes_that_the_engine_was_not_built_for_are_refused(tiny_model: Path):
+@pytest.mark.parametrize("provider", ["tensorrt", "tensorrt-rtx"])
+def test_sizes_that_the_engine_was_not_built_for_are_refused(provider: str, tiny_model: Path):
     manifest, file = read_manifest(tiny_model)
     assert manifest.golden is not None
     wide = replace(manifest, multiple_of=8, golden_sizes=(replace(manifest.golden, image_size=(64, 32)),))
-    session = GpuSession(create_session(tiny_model, "cpu")[0], "tensorrt", wide, file, GpuOptions(), device="cpu")
+    session = GpuSession(create_session(tiny_model, "cpu")[0], provider, wide, file, GpuOptions(), device="cpu")
     session.check(np.zeros((1, 3, 64, 32), np.float32))
     for size in ((72, 32), (64, 40), (24, 32)):
         with pytest.raises(InputError, match="the TensorRT engine takes 32 x 32 to 64 x 32"):
@@ -283,6 +289,23 @@ def test_of_blocks_that_nobody_uses_a_few_are_kept():
     del arrays
     gc.collect()
     assert len(runtime.held) == KEPT_BLOCKS
+
+
+def test_with_its_model_all_of_it_goes():
+    """A server that loads a model anew would lose what it kept for the old one."""
+    runtime = Runtime()
+    memory = PageLocked(runtime, 0)
+    first, second = memory.empty((8,)), memory.empty((2, 2))
+    del first
+    gc.collect()
+    assert len(runtime.held) == 2
+    del memory
+    gc.collect()
+    second[:] = 1  # whose block stays as long as somebody has it
+    assert len(runtime.held) == 2
+    del second
+    gc.collect()
+    assert runtime.held == set()
 
 
 def test_without_page_locked_memory_arrays_are_ordinary_ones():

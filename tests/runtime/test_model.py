@@ -102,7 +102,7 @@ def test_a_provider_that_does_not_run_here_is_an_error_and_no_fallback(provider:
 
 
 def test_an_unknown_provider_is_refused_with_those_that_there_are(tiny_model: Path):
-    with pytest.raises(InputError, match="expected one of auto, cpu, openvino, cuda, tensorrt; did you mean 'cuda'") as error:
+    with pytest.raises(InputError, match="expected one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx; did you mean 'cuda'") as error:
         vit.load(tiny_model, "cuba")
     one_line(error)
 

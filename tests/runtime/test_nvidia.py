@@ -32,6 +32,7 @@ int cuInit(unsigned flags) { return told("FAKE_INIT", 0); }
 int cuDeviceGetCount(int *count) { *count = told("FAKE_GPUS", 1); return 0; }
 int cuDriverGetVersion(int *version) { *version = told("FAKE_CUDA", 13000); return 0; }
 int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Stand-in", length); return 0; }
+int cuDeviceGetPCIBusId(char *text, int length, int device) { strncpy(text, device ? "0000:B3:00.0" : "0000:65:00.0", length); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)8 << 30; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   int capability = told("FAKE_CAPABILITY", 89);
@@ -170,6 +171,9 @@ def test_without_a_driver_the_line_says_so(machine: Machine):
     [
         ("34", "libcuda.so.1 is the stub of the CUDA toolkit, not the driver's; take the toolkit's stubs folder out"),
         ("803", "libcuda.so.1 and NVIDIA's kernel module are of different releases; reboot"),
+        ("802", "NVIDIA's driver is not ready (cuInit: system not ready); start nvidia-fabricmanager"),
+        ("804", "this GPU does not take CUDA's forward-compatibility libraries; take the compat folder out of LD_LIBRARY_PATH"),
+        ("3", "NVIDIA's driver does not start (cuInit: 3); see whether `nvidia-smi` answers"),
         ("999", "NVIDIA's driver does not start (cuInit: unknown error); see what `dmesg` says of NVRM"),
         ("100", "the NVIDIA driver finds no GPU; install NVIDIA's driver until `nvidia-smi` lists a GPU"),
     ],
@@ -282,10 +286,180 @@ def test_tensorrt_for_another_cuda_is_no_matter_of_cudas(machine: Machine):
     assert machine.refusal("tensorrt").startswith("tensorrt-cu12 10.9.0.34 is not for CUDA 13")
 
 
+def test_of_tensorrts_wheels_those_with_the_libraries_go_too(machine: Machine):
+    """The wheel that is asked for brings them, and pip leaves them when it goes."""
+    for name in ("tensorrt-cu12", "tensorrt-cu12-bindings", "tensorrt-cu12-libs", "tensorrt-cu13"):
+        machine.wheel(name, "10.9.0.34")
+    said = machine.refusal("tensorrt")
+    assert said.startswith("tensorrt-cu12 10.9.0.34 and tensorrt-cu13 10.9.0.34 are installed at once and overwrite each other's files; ")
+    assert "pip uninstall -y tensorrt-cu12 tensorrt-cu12-bindings tensorrt-cu12-libs tensorrt-cu13 && pip install" in said
+    for name in ("tensorrt-cu12", "tensorrt-cu12-bindings"):
+        shutil.rmtree(machine.site / f"{name.replace('-', '_')}-10.9.0.34.dist-info")
+    assert "tensorrt-cu12-libs" in machine.refusal("tensorrt")
+
+
 def test_the_right_wheels_and_cudas_own_of_two_releases_get_along(machine: Machine):
     for name, version in (("nvidia-cudnn-cu13", "9.28.1.4"), ("nvidia-cublas", "13.10.0"), ("nvidia-cublas-cu12", "12.8.4.1")):
         machine.wheel(name, version)
     assert machine.refusal() == ""
+
+
+# --- TensorRT RTX, a plug-in of onnxruntime
+
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+RTX = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+TAKES_PLUGINS = """
+import ctypes, os
+from types import SimpleNamespace
+__version__ = "1.32.0"
+class SessionOptions:
+    add_provider_for_devices = None
+class InferenceSession:
+    get_provider_graph_assignment_info = None
+calls, registered = [], []
+def register_execution_provider_library(name, path):
+    calls.append(name)
+    if name in registered:
+        raise RuntimeError(f"library is already registered under {name}")
+    ctypes.CDLL(path)
+    registered.append(name)
+def get_ep_devices():
+    places = os.environ.get("FAKE_LISTED", "0000:65:00.0").split(",")
+    gpus = [SimpleNamespace(metadata={"pci_bus_id": place}) for place in places] + [SimpleNamespace(metadata={})]
+    return [SimpleNamespace(ep_name=name, device=gpu) for name in ["CPUExecutionProvider", *registered] for gpu in gpus]
+"""
+REQUIRE = "from vit_runtime import rtx_plugin; from vit_runtime.providers import require; ort = require('tensorrt-rtx')"
+
+
+@pytest.fixture
+def rtx(machine: Machine) -> Machine:
+    """A machine with the driver, an onnxruntime that takes plug-ins, and the plug-in; of CUDA and TensorRT it has nothing else."""
+    for name in (*CUDA, *TENSORRT):
+        (machine.libraries / name).unlink()
+    shutil.rmtree(next(machine.site.glob("onnxruntime_gpu-*")))
+    machine.wheel("onnxruntime", "1.32.0", "onnxruntime")
+    (machine.site / "onnxruntime" / "__init__.py").write_text(TAKES_PLUGINS)
+    machine.wheel(RTX, "0.5.0", PLUGIN)
+    (machine.site / PLUGIN).mkdir()
+    library = machine.site / PLUGIN / "library.so"
+    shutil.copy(machine.libraries / "libcuda.so.1", library)
+    (machine.site / PLUGIN / "__init__.py").write_text(f"def get_library_path():\n    return {str(library)!r}\n")
+    return machine
+
+
+def test_the_plugin_needs_nothing_but_the_driver(rtx: Machine):
+    assert rtx.refusal("tensorrt-rtx") == ""
+
+
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(rtx: Machine):
+    shutil.rmtree(rtx.site / PLUGIN)
+    line = 'TensorRT RTX, a plug-in of onnxruntime\'s, is not installed; run: pip install "vit-deploy[ep-rtx]"'
+    assert rtx.refusal("tensorrt-rtx") == line
+
+
+@pytest.mark.parametrize("lacking", ["get_ep_devices", "add_provider_for_devices", "get_provider_graph_assignment_info"])
+def test_an_onnxruntime_that_takes_no_plugins_is_to_be_updated(rtx: Machine, lacking: str):
+    source = TAKES_PLUGINS.replace("1.32.0", "1.20.0").replace(lacking, "other")
+    (rtx.site / "onnxruntime" / "__init__.py").write_text(source)
+    line = "onnxruntime 1.20.0 takes no providers as plug-ins, expected 1.24 or later; run: pip install --upgrade onnxruntime"
+    assert rtx.refusal("tensorrt-rtx") == line
+
+
+def test_without_a_driver_the_plugin_is_not_even_loaded(rtx: Machine):
+    (rtx.libraries / "libcuda.so.1").unlink()
+    (rtx.site / PLUGIN / "__init__.py").write_text("raise SystemExit('loaded')")
+    assert rtx.refusal("tensorrt-rtx").startswith(
+        "there is no NVIDIA driver (libcuda.so.1: cannot open shared object file); install NVIDIA's driver"
+    )
+
+
+def test_a_driver_too_old_for_the_plugin_is_named_with_its_wheel(rtx: Machine):
+    line = f"the NVIDIA driver offers CUDA 12.8, {RTX} 0.5.0 needs CUDA 13; update NVIDIA's driver"
+    assert rtx.refusal("tensorrt-rtx", FAKE_CUDA="12080") == line
+
+
+def test_the_wheel_for_cuda_12_needs_cuda_12(rtx: Machine):
+    shutil.rmtree(next(rtx.site.glob("onnxruntime_ep_*.dist-info")))
+    rtx.wheel(RTX.replace("13", "12"), "0.5.0", PLUGIN)
+    assert rtx.refusal("tensorrt-rtx", FAKE_CUDA="12080") == ""
+    assert "offers CUDA 11.8, " in rtx.refusal("tensorrt-rtx", FAKE_CUDA="11080")
+
+
+def test_wheels_of_the_plugin_for_two_cudas_are_a_conflict(rtx: Machine):
+    other = RTX.replace("13", "12")
+    rtx.wheel(other, "0.5.0", PLUGIN)
+    assert rtx.refusal("tensorrt-rtx") == (
+        f"{other} 0.5.0 and {RTX} 0.5.0 are installed at once and overwrite each other's files; "
+        f'run: pip uninstall -y {other} {RTX} && pip install "vit-deploy[ep-rtx]"'
+    )
+
+
+def test_variables_and_numbers_of_gpus_are_told_as_for_cuda(rtx: Machine):
+    line = "CUDA_VISIBLE_DEVICES='' leaves no GPU visible; unset it, or name a GPU in it"
+    assert rtx.refusal("tensorrt-rtx", CUDA_VISIBLE_DEVICES="", FAKE_GPUS="0") == line
+    assert rtx.refusal("tensorrt-rtx", 2).startswith("got device_id 2, but the GPUs here are 0: Stand-in")
+
+
+@pytest.mark.parametrize("capability", ["75", "80", "90", "103"])
+def test_a_gpu_that_the_plugin_leaves_out_is_told_with_those_that_it_takes(rtx: Machine, capability: str):
+    line = f"GPU 0 (Stand-in) has compute capability {int(capability) / 10}, {RTX} 0.5.0 takes 8.6, 8.9, and 12.0 or later; take one of"
+    assert rtx.refusal("tensorrt-rtx", FAKE_CAPABILITY=capability, FAKE_LISTED="").startswith(line)
+    assert rtx.refusal("tensorrt-rtx", FAKE_CAPABILITY=capability) == ""  # a later plug-in may take more
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"no library at all, " * 99, None])
+def test_a_damaged_plugin_is_one_line_and_its_warnings_are_not_repeated(rtx: Machine, content: bytes | None):
+    """onnxruntime is the real one; None is a library that loads, and is no provider."""
+    shutil.rmtree(rtx.site / "onnxruntime")
+    (rtx.site / "onnxruntime").symlink_to(Path(np.__file__).parents[1] / "onnxruntime")
+    if content is not None:
+        (rtx.site / PLUGIN / "library.so").write_bytes(content)
+    module = rtx.site / PLUGIN / "__init__.py"
+    module.write_text(f"import logging\nlogging.getLogger(__name__).warning('it does not load')\n{module.read_text()}")
+    message = rtx.refusal("tensorrt-rtx")
+    assert message.startswith(f"{RTX} 0.5.0 does not load (")
+    assert message.endswith(f'); run: pip uninstall -y {RTX} && pip install "vit-deploy[ep-rtx]"')
+    assert ("undefined symbol: CreateEpFactories)" if content is None else "error: library.so: ") in message
+    assert str(rtx.site) not in message
+
+
+@pytest.mark.parametrize("kept", [0, 5000, None])
+def test_a_library_of_the_plugins_that_is_cut_short_is_not_loaded(rtx: Machine, kept: int | None):
+    """Cut within its data, it would take the process down. None is a library that is gone."""
+    library = rtx.site / PLUGIN / "library.so"
+    record = next(rtx.site.glob("onnxruntime_ep_*.dist-info")) / "RECORD"
+    record.write_text(f"{PLUGIN}/__init__.py,,1\n{PLUGIN}/library.so,,{library.stat().st_size}\n")
+    assert rtx.refusal("tensorrt-rtx") == ""
+    if kept is None:
+        library.unlink()
+    else:
+        os.truncate(library, kept)
+    assert rtx.refusal("tensorrt-rtx") == (
+        f"{RTX} 0.5.0 is damaged: library.so has not the size that it was installed with; "
+        f'run: pip uninstall -y {RTX} && pip install "vit-deploy[ep-rtx]"'
+    )
+
+
+@pytest.mark.parametrize("capability", ["86", "89", "120"])
+def test_a_gpu_that_onnxruntime_does_not_see_is_told_with_where_it_looks(rtx: Machine, capability: str):
+    line = "onnxruntime 1.32.0 does not list GPU 1 (Stand-in, 0000:B3:00.0), which it looks for in /sys; use provider 'cpu', or, where"
+    assert rtx.refusal("tensorrt-rtx", 1, FAKE_GPUS="2", FAKE_CAPABILITY=capability).startswith(line)
+
+
+def test_the_plugin_is_registered_once_in_a_process(rtx: Machine):
+    assert rtx.python(f"{REQUIRE}; require('tensorrt-rtx'); print(ort.calls)") == "['NvTensorRTRTXExecutionProvider']"
+
+
+def test_a_program_may_have_registered_the_plugin_itself(rtx: Machine):
+    code = "import onnxruntime as ort; ort.registered.append('NvTensorRTRTXExecutionProvider')"
+    assert rtx.python(f"{code}; {REQUIRE}; print(ort.calls)") == "['NvTensorRTRTXExecutionProvider']"
+
+
+def test_the_device_is_the_gpu_that_cuda_gives_that_number(rtx: Machine):
+    """onnxruntime lists them in another order, and writes their places as the kernel does."""
+    code = f"{REQUIRE}; print(*[(found.ep_name, found.device.metadata) for found in map(rtx_plugin.find_device, [ort, ort], [0, 1])])"
+    places = [("NvTensorRTRTXExecutionProvider", {"pci_bus_id": place}) for place in ("0000:65:00.0", "0000:b3:00.0")]
+    assert rtx.python(code, FAKE_GPUS="2", FAKE_LISTED="0000:b3:00.0,0000:65:00.0") == " ".join(map(str, places))
 
 
 # --- memory

@@ -89,7 +89,7 @@ def test_auto_takes_openvino_for_the_files_that_were_made_for_it_alone(
 
 
 def test_what_onnxruntime_takes_only_is_refused(tiny_openvino: Path):
-    with pytest.raises(InputError, match="expected them with 'cuda' or 'tensorrt' only") as error:
+    with pytest.raises(InputError, match="expected them with 'cuda', 'tensorrt' or 'tensorrt-rtx' only") as error:
         create_session(tiny_openvino, "openvino", provider_options={"device_id": "1"})
     one_line(error)
 

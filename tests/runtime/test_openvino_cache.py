@@ -123,5 +123,5 @@ def test_the_variable_names_the_folder_where_the_argument_does_not(
 
 
 def test_a_provider_that_compiles_nothing_refuses_a_cache(tiny_openvino_fp32: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="expected it with 'openvino' or 'tensorrt', which compile"):
+    with pytest.raises(InputError, match="expected it with 'openvino' or 'tensorrt', which keep what they compile"):
         vit.load(tiny_openvino_fp32, "cpu", cache_dir=tmp_path / "cache")

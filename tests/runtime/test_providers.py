@@ -184,18 +184,19 @@ def test_a_provider_is_found_by_its_short_name(name):
         ("OpenVino", "openvino"),
         ("CUDAExecutionProvider", "cuda"),
         ("TensorRTExecutionProvider", "tensorrt"),
+        ("NvTensorRTRTXExecutionProvider", "tensorrt-rtx"),
         ("OpenVINOExecutionProvider", "openvino"),
         ("CPUExecutionProvider", "cpu"),
     ],
 )
 def test_a_misspelt_provider_is_answered_with_the_nearest(name, meant):
-    with pytest.raises(InputError, match=f"expected one of auto, cpu, openvino, cuda, tensorrt; did you mean '{meant}'"):
+    with pytest.raises(InputError, match=f"expected one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx; did you mean '{meant}'"):
         find_provider(name)
 
 
 @pytest.mark.parametrize("name", ["", "ExecutionProvider", "tpu-v5"])
 def test_a_provider_like_no_other_gets_the_list_alone(name):
-    with pytest.raises(InputError, match=r"expected one of auto, cpu, openvino, cuda, tensorrt$"):
+    with pytest.raises(InputError, match=r"expected one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx$"):
         find_provider(name)
 
 
@@ -301,7 +302,7 @@ def test_an_unknown_provider_is_an_input_error_even_when_the_file_is_missing(tmp
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])
 def test_provider_options_need_the_provider_that_they_are_for(model, provider):
-    with pytest.raises(InputError, match="expected them with 'cuda' or 'tensorrt' only"):
+    with pytest.raises(InputError, match="expected them with 'cuda', 'tensorrt' or 'tensorrt-rtx' only"):
         create_session(model, provider, provider_options={"device_id": "1"})
 
 
@@ -385,7 +386,9 @@ def test_a_session_made_elsewhere_did_not_record_its_placement(model):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "options"), [("cuda", {"device_id": "0"}), ("tensorrt", {"trt_min_subgraph_size": "1"})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("cuda", {"device_id": "0"}), ("tensorrt", {"trt_min_subgraph_size": "1"}), ("tensorrt-rtx", {"device_id": "0"})]
+)
 def test_a_gpu_provider_computes_every_node_itself(model, name, options, capfd):
     answer = probe(name)
     if not answer.works:

@@ -16,7 +16,12 @@ from vit_runtime.memory import megabytes
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--provider", default="auto", show_default=True, help="cpu, openvino, cuda, tensorrt, or auto: the best that works here.")
+@click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    help="cpu, openvino, cuda, tensorrt, tensorrt-rtx, or auto: the best that works here.",
+)
 @click.option("--batch-sizes", default="1,8", show_default=True, help="The batch sizes to time.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")
 @cache_option

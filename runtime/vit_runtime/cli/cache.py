@@ -53,7 +53,7 @@ def warm(
     Example: vit-cache warm vit.onnx --max-batch 32
     """
     if provider not in ("tensorrt", "openvino"):
-        raise InputError(f"got provider {provider!r}, expected tensorrt or openvino, which compile")
+        raise InputError(f"got provider {provider!r}, expected tensorrt or openvino, which keep what they compile")
     if provider == "openvino" and named_folder(cache_dir) is None:
         raise InputError("got no folder for what OpenVINO compiles, which it keeps only where one is named; use --cache-dir")
     cache, done = _cache(cache_dir), []

@@ -46,7 +46,7 @@ from vit_runtime.threads import processor
     "--providers",
     default="auto",
     show_default=True,
-    help="Which to check, such as cpu,openvino,cuda; several are compared with one another too.",
+    help="Which to check, such as cpu,openvino,cuda,tensorrt-rtx; several are compared with one another too.",
 )
 @click.option("--batch-sizes", default=",".join(map(str, BATCH_SIZES)), show_default=True, help="The batch sizes to check at.")
 @click.option(

@@ -24,7 +24,12 @@ from vit_runtime.preprocess import preprocess
 @click.command(cls=Command)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--provider", default="auto", show_default=True, help="cpu, openvino, cuda, tensorrt, or auto: the best that works here.")
+@click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    help="cpu, openvino, cuda, tensorrt, tensorrt-rtx, or auto: the best that works here.",
+)
 @click.option("--topk", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name for each image.")
 @click.option("--batch-size", default=BATCH_SIZE, show_default=True, type=click.IntRange(1), help="Images that go through together.")
 @click.option("--threads", type=int, help="CPU threads; by default the physical cores that this process may use.")

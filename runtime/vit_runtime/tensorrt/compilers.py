@@ -22,12 +22,11 @@ class Compiler:
 
     name: str
     module: str
-    wheels: tuple[str, ...]  # that bring it, by the names that pip knows
     install: str
 
 
-TENSORRT = Compiler("tensorrt", "tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), 'pip install "vit-deploy[tensorrt]"')
-RTX = Compiler("tensorrt-rtx", "tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"), 'pip install "vit-deploy[rtx]"')
+TENSORRT = Compiler("tensorrt", "tensorrt", 'pip install "vit-deploy[tensorrt]"')
+RTX = Compiler("tensorrt-rtx", "tensorrt_rtx", 'pip install "vit-deploy[rtx]"')
 COMPILERS = (TENSORRT, RTX)
 
 
@@ -37,14 +36,14 @@ def is_there(compiler: Compiler) -> bool:
 
 
 def installed(compiler: Compiler) -> dict[str, str]:
-    """Its wheels here (name: version)."""
-    found = {}
-    for name in compiler.wheels:
-        try:
-            found[name] = metadata.version(name) or ""  # None where a broken installation has left an empty folder
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Its wheels here (name: version): the one that is asked for, and those that it brings, in which the libraries lie."""
+    found = dict[str, str]()
+    for distribution in metadata.distributions():
+        fields = distribution.metadata
+        name = str(fields["Name"]).lower().replace("_", "-") if "Name" in fields else ""  # a broken installation leaves an empty folder
+        if re.fullmatch(rf"{compiler.name}(-cu\d+)?(-libs|-bindings)?", name):
+            found.setdefault(name, str(distribution.version))
+    return dict(sorted(found.items()))
 
 
 def load(compiler: Compiler) -> Obstacle | None:

@@ -79,14 +79,14 @@ def write_context(source: OnnxFile, engine: Path, held: Held, out: Path) -> None
         raise MachineError(f"{out.parent} has no room for it ({error.strerror or error}); choose another place for --out") from error
 
 
-def check_held(path: Path, held: Held, provider: str, version: str, capability: tuple[int, int], gpu: str) -> None:
+def check_held(path: Path, held: Held, version: str, capability: tuple[int, int], gpu: str) -> None:
     """Whether this engine runs on this GPU with this release of TensorRT ("" if it does not tell). Raises: ProviderError."""
     major, minor = capability
     here = 10 * major + minor
     if held.sm != here if held.sm is not None else here < 80:
         raise ProviderError(f"{path} holds {held}, and {gpu} is SM {here}; build one for it with `vit-trt`")
     if version and version.split(".")[:3] != held.version.split(".")[:3]:
-        raise ProviderError(f"{path} holds {held}, and provider {provider!r} brings {version} here; build it again with `vit-trt`")
+        raise ProviderError(f"{path} holds {held}, and provider {held.provider!r} brings {version} here; build it again with `vit-trt`")
 
 
 def _head(source: OnnxFile, held: Held, metadata: Mapping[str, str], size: int) -> bytes:
