@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vit_exporter.precision.simulation import Simulation
 from vit_exporter.source import VerificationError
 from vit_exporter.targets import SIMULATION
 from vit_exporter.trace import INPUT
-from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
+from vit_exporter.writer import written
 from vit_models import ViTConfig
 from vit_runtime.errors import MachineError
 from vit_runtime.golden import golden_images
@@ -67,9 +66,7 @@ class PassCheck:
 
 def check_exact(graph: ir.Model, manifest: Manifest, provider: str) -> Report:
     """The graph in float32 against the golden record. Raises: VerificationError."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "graph.onnx")
-        write_model(path, graph, external=weight_bytes(graph) > ONE_FILE_LIMIT)
+    with written(graph) as path:
         return verify(path, dataclasses.replace(manifest, execution=ANY_EXACT), provider, reduced=False)
 
 

@@ -22,12 +22,12 @@ import onnx_ir as ir
 
 from vit_exporter.passes.simplify import is_weight
 from vit_runtime.errors import InputError, MachineError
+from vit_runtime.onnx_file import field_head, field_size
 
 ONE_FILE_LIMIT = 2_000_000_000  # bytes; a protocol buffer ends at 2^31, and the manifest wants room
 PAGE = 4096  # bytes; weights in an external file start on a page, so that a runtime can map them
 
-# Keys of protocol buffer fields that carry a length: number << 3 | 2
-_MODEL_GRAPH, _MODEL_METADATA, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7 << 3 | 2, 14 << 3 | 2, 5 << 3 | 2, 9 << 3 | 2
+_MODEL_GRAPH, _MODEL_METADATA, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 14, 5, 9  # fields of ONNX's protocol buffers
 
 
 def data_name(out: Path) -> str:
@@ -50,17 +50,17 @@ def write_model(path: Path, model: ir.Model, external: bool) -> None:
     headers = [_header(value, data_name(path) if external else None, offsets) for value in weights]
     payloads = [0 if external else _tensor(value).nbytes for value in weights]
     sizes = [
-        len(header) + (_field_size(_TENSOR_RAW_DATA, size) if not external else 0) for header, size in zip(headers, payloads, strict=True)
+        len(header) + (field_size(_TENSOR_RAW_DATA, size) if not external else 0) for header, size in zip(headers, payloads, strict=True)
     ]
     with path.open("wb") as file:
         file.write(proto.SerializeToString(deterministic=True))
-        _start(file, _MODEL_GRAPH, len(graph) + sum(_field_size(_GRAPH_INITIALIZER, size) for size in sizes))
+        file.write(field_head(_MODEL_GRAPH, len(graph) + sum(field_size(_GRAPH_INITIALIZER, size) for size in sizes)))
         file.write(graph)
         for value, header, size, payload in zip(weights, headers, sizes, payloads, strict=True):
-            _start(file, _GRAPH_INITIALIZER, size)
+            file.write(field_head(_GRAPH_INITIALIZER, size))
             file.write(header)
             if not external:
-                _start(file, _TENSOR_RAW_DATA, payload)
+                file.write(field_head(_TENSOR_RAW_DATA, payload))
                 _write_numbers(file, value)
     if external:
         with path.with_name(data_name(path)).open("wb") as file:
@@ -69,11 +69,20 @@ def write_model(path: Path, model: ir.Model, external: bool) -> None:
                 _write_numbers(file, value)
 
 
+@contextlib.contextmanager
+def written(model: ir.Model) -> Iterator[Path]:
+    """A file of the model, for as long as it is needed; where one file cannot hold the weights, they are beside it. Raises: OSError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "graph.onnx")
+        write_model(path, model, external=weight_bytes(model) > ONE_FILE_LIMIT)
+        yield path
+
+
 def append_metadata(path: Path, key: str, text: str) -> None:
     """Add one entry to a finished file's `metadata_props`. Raises: OSError."""
     entry = onnx.StringStringEntryProto(key=key, value=text).SerializeToString(deterministic=True)
     with path.open("ab") as file:
-        _start(file, _MODEL_METADATA, len(entry))
+        file.write(field_head(_MODEL_METADATA, len(entry)))
         file.write(entry)
 
 
@@ -190,19 +199,3 @@ def _offsets(weights: list[ir.Value]) -> dict[str, int]:
 def _write_numbers(file: BinaryIO, value: ir.Value) -> None:
     numbers = np.ascontiguousarray(_tensor(value).numpy())
     file.write(numbers.reshape(-1).view(np.uint8).data)
-
-
-def _start(file: BinaryIO, key: int, length: int) -> None:
-    file.write(_varint(key) + _varint(length))
-
-
-def _field_size(key: int, length: int) -> int:
-    return len(_varint(key)) + len(_varint(length)) + length
-
-
-def _varint(value: int) -> bytes:
-    octets = bytearray()
-    while value >= 0x80:
-        octets.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*octets, value])

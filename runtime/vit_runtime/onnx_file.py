@@ -126,6 +126,11 @@ def field_head(key: int, size: int) -> bytes:
     return _varint(key << 3 | 2) + _varint(size)
 
 
+def field_size(key: int, size: int) -> int:
+    """How many bytes such a field takes in all."""
+    return len(field_head(key, size)) + size
+
+
 def int_field(key: int, value: int) -> bytes:
     """A field that is a whole number, not negative."""
     return _varint(key << 3) + _varint(value)

@@ -8,9 +8,10 @@ import pytest
 from helpers import inputs, run_apart
 
 import vit_runtime as vit
+from vit_runtime.nvidia import Driver, find_driver
 from vit_runtime.providers import placement
 from vit_runtime.tensorrt import build
-from vit_runtime.tensorrt.compilers import TENSORRT, is_there
+from vit_runtime.tensorrt.compilers import RTX, TENSORRT, is_there
 
 # float32 sums in another order on another processor: a few units in the last place of numbers around 1.
 SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
@@ -82,6 +83,19 @@ def test_the_placement_counts_tensorrts_parts(tensorrt: str, tiny_model: Path):
     from vit_runtime.providers import create_session
 
     assert next(iter(placement(create_session(tiny_model, tensorrt)[0]))) == tensorrt
+
+
+def test_an_engine_of_tensorrt_rtx_that_was_built_without_a_gpu_runs_on_one(needs: Callable[[str], None], tiny_model: Path, tmp_path: Path):
+    needs("tensorrt-rtx")
+    if not is_there(RTX):
+        pytest.skip(f"{RTX.name} is not installed; run: {RTX.install}")
+    driver = find_driver()
+    assert isinstance(driver, Driver)
+    major, minor = driver.gpus[0].capability
+    path = tmp_path / "held.onnx"
+    build(tiny_model, sm=10 * major + minor, out=path)
+    done = run_apart("vit-parity", path, "--providers", "tensorrt-rtx", "--batch-sizes", SIZES, NVIDIA_TF32_OVERRIDE="0")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])

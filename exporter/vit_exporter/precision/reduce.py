@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from vit_exporter.precision.sensitivity import Budget, Kept, search
 from vit_exporter.precision.smoothing import smoothing_factors
 from vit_exporter.targets import Target
 from vit_exporter.verification import open_session
-from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
+from vit_exporter.writer import written
 from vit_runtime.accuracy import Accuracy, accuracies
 from vit_runtime.errors import InputError
 from vit_runtime.manifest import Execution
@@ -63,9 +62,7 @@ class Judge:
 
     def __call__(self, graph: ir.Model) -> Mapping[str, Accuracy]:
         """How near the graph comes to them, on its provider."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "graph.onnx")
-            write_model(path, graph, external=weight_bytes(graph) > ONE_FILE_LIMIT)
+        with written(graph) as path:
             return self.of_file(path, graph.graph.inputs[0].name or "")
 
     def of_file(self, path: Path, input_name: str) -> Mapping[str, Accuracy]:

@@ -7,7 +7,6 @@ of them goes away. Beyond 65504 float16 has only Inf: it and NaN are looked for 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vit_exporter.source import VerificationError
-from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
+from vit_exporter.writer import written
 from vit_runtime.providers import load_onnxruntime
 from vit_runtime.threads import physical_cores
 
@@ -92,9 +91,7 @@ def exact_session(model: ir.Model) -> Any:
     settings.intra_op_num_threads, settings.inter_op_num_threads = physical_cores(), 1
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4  # what goes wrong is raised as well
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "graph.onnx")
-        write_model(path, model, external=weight_bytes(model) > ONE_FILE_LIMIT)
+    with written(model) as path:
         return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
 

@@ -8,16 +8,14 @@ stands in docs/performance.md.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from vit_exporter.passes.int8 import Product, products_by_source
-from vit_exporter.writer import ONE_FILE_LIMIT, weight_bytes, write_model
+from vit_exporter.writer import written
 from vit_runtime.providers import create_session
 
 ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -53,9 +51,7 @@ def _observe(graph: ir.Model, names: list[str], halves: list[Floats]) -> dict[tu
     outputs = {value.name for value in tapped.graph.outputs}
     values = {value.name: value for node in tapped.graph for value in node.outputs}
     tapped.graph.outputs.extend(values[name] for name in names if name not in outputs)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tapped.onnx")
-        write_model(path, tapped, external=weight_bytes(tapped) > ONE_FILE_LIMIT)
+    with written(tapped) as path:
         session, _ = create_session(path, "cpu")
         for half, images in enumerate(halves):
             draw, count = np.random.default_rng(half), -(-TOKENS // len(images))
