@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_runtime.errors import InputError, MachineError
+from vit_runtime.errors import InputError, MachineError, no_folder
 from vit_runtime.gpu_options import GpuOptions, profile
 from vit_runtime.manifest import Manifest, Output, read_manifest
 from vit_runtime.onnx_file import OnnxFile
@@ -114,7 +114,7 @@ def check_triton(model: Path, folder: Path, force: bool) -> None:
         raise InputError(f"--triton {folder} is a file, expected a folder; choose another name")
     place = folder if os.path.isdir(folder) else folder.parent
     if not os.path.isdir(place):
-        raise InputError(f"--triton {folder}: the folder {place} does not exist; make it with `mkdir -p {place}`")
+        raise InputError(f"--triton {folder}: {no_folder(place)}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"--triton {folder}: the folder {place} is not writable; choose another one")
     for name in _names(model):

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from vit_exporter.passes.simplify import is_weight
-from vit_runtime.errors import InputError, MachineError
+from vit_runtime.errors import InputError, MachineError, no_folder
 from vit_runtime.onnx_file import field_head, field_size
 
 ONE_FILE_LIMIT = 2_000_000_000  # bytes; a protocol buffer ends at 2^31, and the manifest wants room
@@ -124,7 +124,7 @@ def check_out(out: Path, force: bool) -> None:
     if out.suffix != ".onnx":
         raise InputError(f"--out {out} does not end in .onnx, which runtimes go by; try --out {out.with_name(out.name + '.onnx')}")
     if not os.path.isdir(out.parent):
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it with `mkdir -p {out.parent}`")
+        raise InputError(f"--out {out}: {no_folder(out.parent)}")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: the folder {out.parent} is not writable; choose another one")
     for file in (out, out.with_name(data_name(out))):

@@ -233,12 +233,12 @@ class EngineCache:
             shutil.rmtree(left, ignore_errors=True)
         try:
             staged = Path(tempfile.mkdtemp(prefix=f".{entry.name}.{os.getpid()}.", dir=self._engines))
-        except OSError as error:
-            raise _UnwritableError(*error.args) from error
-        try:
             engine, times, kept = staged / "engine", staged / "timing", self._engines / key_id(timing)
             engine.mkdir(0o755)
             times.mkdir(0o755)
+        except OSError as error:
+            raise _UnwritableError(*error.args) from error
+        try:
             with contextlib.suppress(OSError), self._locked(kept.name, shared=True, wait=False):
                 for name in _sealed(kept, contents=True) or ():
                     shutil.copy(kept / name, times)

@@ -12,6 +12,9 @@
 A message is one line: what was given, what was expected, what to do next.
 """
 
+import os
+from pathlib import Path
+
 
 class VitError(Exception):
     """Root of every error that this project raises on purpose."""
@@ -51,3 +54,11 @@ class ProviderError(MachineError):
 
 class SessionError(VitError):
     """A session that can no longer be used, or that failed while it ran."""
+
+
+def no_folder(folder: Path) -> str:
+    """Why there is none of that name, and what to do: make it, where no file is in its way."""
+    for above in (folder, *folder.parents):
+        if os.path.lexists(above) and not os.path.isdir(above):
+            return f"{above} is no folder; choose another place"
+    return f"the folder {folder} does not exist; make it with `mkdir -p {folder}`"

@@ -268,7 +268,10 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path):
 
 def test_places_that_cannot_be_are_refused_before_the_build(tiny_model: Path, tmp_path: Path):
     assert "is a folder" in failed(trt(tiny_model, "--out", tmp_path), 2)
-    assert "does not exist" in failed(trt(tiny_model, "--out", tmp_path / "no" / "x.engine"), 2)
+    assert "does not exist; make it with `mkdir -p " in failed(trt(tiny_model, "--out", tmp_path / "no" / "x.engine"), 2)
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "x.engine", tmp_path / "file" / "deep" / "x.engine"):
+        assert failed(trt(tiny_model, "--out", out), 2) == f"--out {out}: {tmp_path / 'file'} is no folder; choose another place"
     assert "is a pipe or device" in failed(trt(tiny_model, "--out", os.devnull, "--force"), 2)
     model = shutil.copy(tiny_model, tmp_path / "model")
     assert "is the model itself" in failed(trt(Path(model), "--out", Path(model), "--force"), 2)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from vit_runtime.errors import InputError, MachineError, VitError
+from vit_runtime.errors import InputError, MachineError, VitError, no_folder
 from vit_runtime.gpu_options import GpuOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,7 +126,7 @@ def shown(path: object) -> str:
 def check_place(option: str, file: Path | None) -> None:
     """Before the work that it is to hold the result of. Raises: InputError for a file whose folder does not exist."""
     if file is not None and not file.resolve().parent.is_dir():
-        raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it with `mkdir -p {file.parent}`")
+        raise InputError(f"{option} {file}: {no_folder(file.parent)}")
 
 
 @contextlib.contextmanager
