@@ -11,6 +11,7 @@ import pytest
 from helpers import copied, document_of, failed, one_line, run
 
 import vit_runtime as vit
+from vit_models import CheckpointError, inspect
 from vit_runtime.errors import InputError, ModelError, ProviderError
 from vit_runtime.gpu_options import GpuOptions
 from vit_runtime.gpu_session import _within
@@ -102,6 +103,11 @@ def test_it_is_no_file_to_build_from(held_model: Path):
     (problem,) = lint(held_model)
     assert str(problem) == "com.microsoft.EPContext (engine): it is an engine already; take the file that it was built from"
     assert "it is an engine already" in failed(run("vit-trt", held_model, "--sm", "89"), 3)
+
+
+def test_it_is_no_checkpoint(held_model: Path):
+    with pytest.raises(CheckpointError, match="holds an engine, which gives no weights back"):
+        inspect(held_model)
 
 
 # --- what is refused when it is written

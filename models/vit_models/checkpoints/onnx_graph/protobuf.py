@@ -223,6 +223,8 @@ def _node(path: Path, span: _Span, depth: int) -> Node:
     fields = span.by_number()
     domain = "".join(_texts(fields, 7))
     op = "".join(_texts(fields, 4))
+    if op == "EPContext":
+        raise CheckpointError(f"{path} holds an engine, which gives no weights back; take the .onnx file that it was built from")
     attributes = dict(_attribute(path, attribute, depth) for attribute in _messages(fields, 5))
     name = "".join(_texts(fields, 3))
     outputs = tuple(_texts(fields, 2))
