@@ -1,8 +1,7 @@
 """How often vit-parity is right: faults put into exported files of the trained network, and honest files that it must pass.
 
-A fault counts if it matters: if on many other images (of other seeds, black, white and checkered ones) an output is further from what
-PyTorch computes in float64 than the file's limits allow. Both rates, by kind of fault, and what was missed are printed and written;
-docs/parity.md has the table.
+A fault counts if it matters: if on many other images (of other seeds, black, white and checkered ones) it moves an output by more than the
+file's limits allow. Both rates, by kind of fault, and what was missed are printed and written; docs/parity.md has the table.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from onnx import helper, numpy_helper
 
 import vit_runtime as vit
 from vit_exporter import ExportSpec, checkpoint_source, digits_source, export
-from vit_models import digits_checkpoint
 from vit_runtime.accuracy import accuracy
 from vit_runtime.errors import VitError
 from vit_runtime.golden import ALL_EXTREMES, golden_images
@@ -32,7 +30,6 @@ from vit_runtime.manifest import KEY, Limits, Manifest, read_manifest
 from vit_runtime.parity import check_record, extremes, measure, scale_of
 from vit_runtime.parity.judging import limits_for
 from vit_runtime.parity.locate import locate, part_of
-from vit_runtime.parity.original import open_original
 from vit_runtime.preprocess import normalize, resize_and_crop
 
 Array = npt.NDArray[Any]
@@ -272,7 +269,7 @@ def set_preprocessing(entry: str, value: Any, document: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far from the truth a fault leaves an output on other images, in what is allowed; whether it was flagged, and where it was found.
+    """How far a fault moves an output on other images, in what is allowed, whether it was flagged, and the part where it was located.
 
     `place` is None for a file that cannot be loaded or run: it tells so itself.
     """
@@ -298,18 +295,13 @@ class Verdict:
 
 
 class Trial:
-    """An honest file that faults are put into, and what float64 PyTorch makes of its checkpoint for other images."""
+    """An honest file that faults are put into, and what it gives for other images."""
 
-    def __init__(self, path: Path, checkpoint: Path, provider: str, folder: Path, count: int = OTHERS) -> None:
+    def __init__(self, path: Path, provider: str, folder: Path, count: int = OTHERS) -> None:
         self.path, self.provider, self.folder, self.count = path, provider, folder, count
         self.manifest, _ = read_manifest(path)
         self.honest = vit.load(path, provider)
-        self.truth, _ = open_original(checkpoint, self.manifest)(other_images(self.manifest, count))
-
-    @property
-    def unharmed(self) -> float:
-        """The effect of no fault at all."""
-        return self._effect(self._outputs(self.honest, self.manifest))
+        self.healthy = self._outputs(self.honest, self.manifest)
 
     def judge(self, fault: Fault) -> Verdict:
         """Put it in, look whether it is flagged, and what it does to other images."""
@@ -326,7 +318,7 @@ class Trial:
         return Verdict(fault, self._effect(self._outputs(model, model.manifest)), flagged, place)
 
     def _effect(self, outputs: Mapping[str, Array]) -> float:
-        """How far the worst output is from the truth, in what is allowed: on images like golden ones, and on extreme ones."""
+        """How far the worst output is from the healthy file's, in what is allowed: on images like golden ones, and on extreme ones."""
         parts = slice(0, -ALL_EXTREMES), slice(-ALL_EXTREMES, None)
         return max(self._worst(outputs, part, inputs) for part, inputs in zip(parts, ("golden", "extremes"), strict=True))
 
@@ -334,8 +326,8 @@ class Trial:
         golden = self.manifest.golden_extremes if inputs == "extremes" else self.manifest.golden
         assert golden is not None
         limits, worst = limits_for(self.manifest.parity, inputs), 0.0
-        exact, found = ({name: values[part] for name, values in each.items()} for each in (self.truth, outputs))
-        for name, truth in exact.items():
+        healthy, found = ({name: values[part] for name, values in each.items()} for each in (self.healthy, outputs))
+        for name, truth in healthy.items():
             if isinstance(limits, Limits):
                 error, floor = measure(truth, found[name], scale_of(truth)), golden.floor[name]
                 share = max(error.rms / floor.rms / limits.rms, error.max / floor.max / limits.max)
@@ -387,7 +379,7 @@ def try_faults(
     manifest, _ = read_manifest(path)
     proto, blocks = onnx.load(path), range(manifest.model["depth"])
     faults = in_float32(proto, blocks, manifest.model["num_heads"]) if precision == "fp32" else in_int8(proto, blocks)
-    trial = Trial(path, checkpoint or digits_checkpoint(), "cpu", folder, others)
+    trial = Trial(path, "cpu", folder, others)
     return [trial.judge(fault) for fault in list(faults)[::step]]
 
 

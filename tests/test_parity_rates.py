@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from vit_models import digits_checkpoint
 from vit_runtime.obstacle import Obstacle
 from vit_runtime.openvino_engine import find_openvino
 
@@ -62,8 +61,7 @@ def test_no_honest_variant_is_flagged(folder, files):
 
 def test_what_matters_is_judged_by_other_images_than_the_golden_ones(folder):
     """A fault that changes nothing does not matter, and one that is seen on other images alone is a miss."""
-    trial = SUITE["Trial"](SUITE["exported"](folder, "portable", "fp32"), digits_checkpoint(), "cpu", folder, 4)
+    trial = SUITE["Trial"](SUITE["exported"](folder, "portable", "fp32"), "cpu", folder, 4)
     none = trial.judge(SUITE["Fault"]("nothing", "nowhere", lambda proto: None))
-    assert none.effect == trial.unharmed < 1
-    assert (none.flagged, none.missed) == (False, False)
+    assert (none.effect, none.flagged, none.missed) == (0, False, False)
     assert SUITE["Verdict"](none.fault, 1.5, flagged=False).missed
