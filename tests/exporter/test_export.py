@@ -104,6 +104,10 @@ CASES = {
 }
 
 
+# Of the ways to stretch positions, those whose sums are parts of the others'; each takes long to trace.
+ALIKE = ("free size, offset", "free size, bilinear", "free size, bilinear corners")
+
+
 @dataclass(frozen=True)
 class Exported:
     case: Case
@@ -115,7 +119,7 @@ class Exported:
         return self.report.out
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in CASES])
 def exported(request, tmp_path_factory) -> Exported:
     case = CASES[request.param]
     made = source(case.config, case.outputs, case.dynamic_size)

@@ -401,6 +401,7 @@ def test_a_free_image_size_is_refused_where_one_size_is_needed(tmp_path, options
 # --- the same call ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_static_int8_of_the_same_call_is_the_same_bytes(digits, images, tmp_path):
     """The precision with the most to go astray: another tool's measurements, and a judgement on images."""
     again = export(digits_source, spec_of(tmp_path, images, "openvino", "int8-static"))
