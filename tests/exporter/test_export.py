@@ -104,7 +104,7 @@ CASES = {
 }
 
 
-# Of the ways to stretch positions, those whose sums are parts of the others'; each takes long to trace.
+# Three of the ways to stretch positions: each takes long to trace, and the network's own tests hold it against its reference.
 ALIKE = ("free size, offset", "free size, bilinear", "free size, bilinear corners")
 
 
