@@ -504,3 +504,7 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_done(opt
     with pytest.raises(InputError, match=f"^{message}") as raised:
         ExportSpec(Path("vit.onnx"), **options)
     assert "\n" not in str(raised.value)
+        (
+            {"target": "openvino", "precision": "int8-static", "opset": 21},
+            "got opset 21, expected 18 to 20: onnxruntime on x86 refuses .*; leave --opset out for 20",
+        ),
