@@ -145,7 +145,7 @@ def test_public_names_are_there_whichever_module_is_imported_first():
 
 
 def test_random_images_give_what_float64_pytorch_gives_at_every_batch_size(exported):
-    """Within twice PyTorch's own float32 error (four times for the largest single one), the limits that files are held to."""
+    """Within the multiples of PyTorch's own float32 error that files are held to."""
     model, session = exported.source.model, session_of(exported.path)
     images = np.random.default_rng(4).standard_normal((IMAGES, 3, *model.config.img_size), dtype=np.float32)
     truth, single = float64_outputs(model, images), float32_outputs(model, images)

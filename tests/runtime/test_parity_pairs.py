@@ -269,7 +269,7 @@ def test_the_command_holds_files_against_the_first(tiny_model: Path, edited: Cal
 def test_the_command_compares_on_images_too(tiny_model: Path, images: Path):
     result = run("vit-parity", tiny_model, "--images", images, "--batch-sizes", "1,3")
     assert result.exit_code == 0
-    assert f"{tiny_model} on cpu, together against alone: passed (limits: 4 and 16 floors)" in result.stdout
+    assert f"{tiny_model} on cpu, together against alone: passed (limits: 8 and 32 floors)" in result.stdout
     assert " images " in result.stdout
 
 

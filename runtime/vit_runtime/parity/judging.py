@@ -20,9 +20,9 @@ from vit_runtime.manifest import Error, Limits, Manifest, Nearness, Parity, Redu
 
 # One image, batches that divide nothing, and one that is no batch anybody traces with by habit.
 BATCH_SIZES = (1, 2, 3, 7, 4)
-# Another order of summation gives 0.8 to 1.4 times the floor; a real fault starts at hundreds. `max` is a single number's error,
-# an extreme value, which scatters more than a mean does: 0.8 to 2.8 times its floor.
-FLOAT32_LIMITS = Limits(rms=2.0, max=8.0)
+# Another order of summation gives 0.8 to 1.4 times the floor, OpenVINO's own functions up to 2.2; a real fault starts at hundreds. `max`
+# is a single number's error, an extreme value, which scatters more than a mean does: 0.8 to 2.8 times its floor.
+FLOAT32_LIMITS = Limits(rms=4.0, max=16.0)
 # On extreme images, where the loss of reduced precision was not measured at export: between two such files it makes 0.5, below which a
 # network computes something else.
 UNMEASURED = Nearness(0.875, None)

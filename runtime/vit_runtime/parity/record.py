@@ -32,7 +32,7 @@ PIXELS = 512  # numbers of a resized picture that are recorded
 GREY_LEVEL = 1 / 255
 # Pillow computes in whole numbers, so another version of it may round a pixel elsewhere: half a level in all, and two for one of them,
 # are allowed. Another interpolation or crop moves pixels by dozens.
-RESIZING_FLOOR = Error(GREY_LEVEL / 4, GREY_LEVEL / 4)
+RESIZING_FLOOR = Error(GREY_LEVEL / 8, GREY_LEVEL / 8)
 
 
 def check_record(

@@ -101,4 +101,4 @@ def test_a_network_computes_the_same_and_has_no_factors_left(random_network, sim
     assert FoldLayerScale()(graph).modified
     assert len(graph.graph) == nodes - 2 * model.config.depth
     assert not [name for name in graph.graph.initializers if name.endswith("gamma")]
-    assert worst_floors(model, graph) < 2  # what every file is held to
+    assert worst_floors(model, graph) < 2  # half of what a file is held to
