@@ -358,7 +358,11 @@ def other_images(manifest: Manifest, count: int) -> Array:
 # ---- the suite -----------------------------------------------------------------------------------------------------------------------
 
 TRIED = (("portable", "fp32"), ("cpu", "int8"))
-HONEST = [(target, opset) for target in ("portable", "cpu", "openvino") for opset in (18, 20, 22, 23)]
+HONEST = [
+    *((target, "fp32", opset) for target in ("portable", "cpu", "openvino") for opset in (18, 20, 22, 23)),
+    *((target, "int8", opset) for target in ("portable", "cpu", "openvino") for opset in (20, 23)),
+    *((target, "int8-static", opset) for target in ("portable", "openvino") for opset in (18, 20)),
+]
 HONEST_SIZES = range(1, 17)
 
 
@@ -383,10 +387,10 @@ def try_faults(
     return [trial.judge(fault) for fault in list(faults)[::step]]
 
 
-def honest(folder: Path, providers: Sequence[str], files: Sequence[tuple[str, int]] = HONEST) -> Iterator[tuple[str, bool]]:
-    """What other passes, opsets, threads, providers and batch sizes make of the same network, and whether it passes."""
-    for (target, opset), provider, threads in itertools.product(files, providers, (1, 2)):
-        path = exported(folder, target, "fp32", opset)
+def honest(folder: Path, providers: Sequence[str], files: Sequence[tuple[str, str, int]] = HONEST) -> Iterator[tuple[str, bool]]:
+    """What other passes, precisions, opsets, threads, providers and batch sizes make of the same network, and whether it passes."""
+    for file, provider, threads in itertools.product(files, providers, (1, 2)):
+        path = exported(folder, *file)
         model = vit.load(path, provider, threads)
         for size in HONEST_SIZES:
             what = f"{path.stem} on {provider}, {threads} threads, batch size {size}"

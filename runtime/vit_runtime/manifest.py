@@ -99,10 +99,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near one output of reduced precision has to be: an image's cosine, and its KL divergence where the output scores classes."""
+    """How near one output of reduced precision has to be, or is: the least cosine of an image, the largest KL divergence where it scores
+    classes, and the mean cosine of the golden images; None where nothing is asked of it."""
 
     cosine: float
     kl: float | None
+    cosine_mean: float | None = None
 
 
 ReducedLimits = Mapping[str, Nearness]  # by output, of an artefact in reduced precision
@@ -498,8 +500,12 @@ def _parity_from_dict(document: Any) -> Parity:
 
 
 def _nearness(document: Any) -> Nearness:
-    divergence = _get(document, "kl", object)
-    return Nearness(_at_most_one(document, "cosine"), _positive(document, "kl") if divergence is not None else None)
+    divergence, mean = _get(document, "kl", object), _get(document, "cosine_mean", object)
+    return Nearness(
+        _at_most_one(document, "cosine"),
+        _positive(document, "kl") if divergence is not None else None,
+        _at_most_one(document, "cosine_mean") if mean is not None else None,
+    )
 
 
 def _execution(document: Any) -> Execution:

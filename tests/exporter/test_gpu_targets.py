@@ -274,6 +274,7 @@ def test_what_would_overflow_stays_in_float32_and_is_reported(tmp_path, monkeypa
     tensors = {tensor.name: tensor.data_type for tensor in onnx.load(out).graph.initializer}
     assert [tensors[f"blocks.{block}.mlp.fc2.weight"] for block in range(2)] == [F16, F32]
     assert manifest.parity.limits["logits"].cosine == 1 - 1e-4  # the least that a limit allows: it lost no more than half of that
+    assert manifest.parity.limits["logits"].cosine_mean is None  # which no engine has shown
 
 
 def test_what_rounding_would_lose_stays_in_float32_too(tmp_path):

@@ -30,7 +30,7 @@ from vit_runtime.accuracy import cosines
 from vit_runtime.errors import InputError
 from vit_runtime.golden import golden_images
 from vit_runtime.manifest import Execution, Limits, Manifest, read_manifest
-from vit_runtime.parity import FLOAT32_LIMITS, check_record
+from vit_runtime.parity import BATCH_SIZES, FLOAT32_LIMITS, check_record
 
 SIDES = ("target", "precision")
 HERE = [target for target in TARGETS.values() if not target.on_gpu]  # test_gpu_targets.py has the others
@@ -109,6 +109,20 @@ def test_reduced_precision_is_as_near_on_other_images_as_its_bits_allow(digits, 
         assert NEAR[precision] < found.cosine_min <= found.cosine_mean < 1
     assert judged.outputs["logits"].top1 > 0.9
     assert judged.outputs["embedding"].top1 is None
+
+
+@pytest.mark.parametrize(SIDES, REDUCED)
+def test_the_limits_are_what_was_lost_at_the_worst_of_the_batch_sizes_and_some_more(digits, target, precision):
+    """Twice of an image, half as much again of the mean; extreme images make no mean."""
+    report = digits(target, precision)
+    parity = report.manifest.parity
+    for name, limit in parity.limits.items():
+        found = [check.accuracy for check in report.parity.checks if (check.output, check.inputs) == (name, "golden")]
+        assert len(found) == len(BATCH_SIZES)
+        assert 1 - limit.cosine == pytest.approx(max(1e-4, 2 * max(1 - each.cosine_min for each in found)), rel=0.06)  # of two digits
+        assert 1 - limit.cosine_mean == pytest.approx(max(1e-5, 1.5 * max(1 - each.cosine_mean for each in found)), rel=0.06)
+        assert parity.extremes[name].cosine_mean is None
+    assert all(each.nearness.cosine_mean > each.nearness.cosine for each in parity.measured)
 
 
 @pytest.mark.parametrize("target", [target.name for target in HERE])
@@ -498,13 +512,13 @@ def test_a_precision_that_a_target_has_not_is_answered_with_who_has_it(target, p
         ({"verify_passes": True, "verify": False}, "got --verify-passes without verification or passes, expected both"),
         ({"verify_passes": True, "simplify": False}, "got --verify-passes without verification or passes, expected both"),
         ({"target": "cpu", "opset": 17}, "got opset 17, expected 18 to 23: .*; leave --opset out for 20"),
+        (
+            {"target": "openvino", "precision": "int8-static", "opset": 21},
+            "got opset 21, expected 18 to 20: onnxruntime on x86 refuses .*; leave --opset out for 20",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_anything_is_done(options, message):
     with pytest.raises(InputError, match=f"^{message}") as raised:
         ExportSpec(Path("vit.onnx"), **options)
     assert "\n" not in str(raised.value)
-        (
-            {"target": "openvino", "precision": "int8-static", "opset": 21},
-            "got opset 21, expected 18 to 20: onnxruntime on x86 refuses .*; leave --opset out for 20",
-        ),

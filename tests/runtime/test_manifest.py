@@ -307,6 +307,7 @@ def test_the_schema_lets_more_tools_be_named(schema: jsonschema.Draft202012Valid
         (("parity", "limits"), {}),
         (("parity", "limits", "logits", "cosine"), 1.5),
         (("parity", "limits", "logits", "kl"), -0.1),
+        (("parity", "limits", "logits", "cosine_mean"), 1.5),
         (("parity", "measured", 0, "nearness", "cosine"), None),
         (("accuracy", "source"), "web"),
         (("accuracy", "images"), 0),
@@ -547,8 +548,9 @@ def test_a_reduced_manifest_is_what_its_document_says(reduced: Document):
     manifest = parse_manifest(reduced)
     assert manifest.parity is not None
     assert not isinstance(manifest.parity.limits, Limits)
-    assert {name: {"cosine": near.cosine, "kl": near.kl} for name, near in manifest.parity.limits.items()} == reduced["parity"]["limits"]
-    assert manifest.parity.measured[0].nearness == Nearness(reduced["parity"]["measured"][0]["nearness"]["cosine"], 0.001)
+    assert {name: dataclasses.asdict(near) for name, near in manifest.parity.limits.items()} == reduced["parity"]["limits"]
+    near = reduced["parity"]["measured"][0]["nearness"]
+    assert manifest.parity.measured[0].nearness == Nearness(near["cosine"], 0.001, near["cosine_mean"])
     assert manifest.to_dict() == reduced
 
 
@@ -575,6 +577,9 @@ JUDGED = ("accuracy", "outputs", "logits")
         ((*LIMIT, "kl"), -1e-9, "kl is '-1e-09', expected a number of at least 0"),
         ((*LIMIT, "kl"), float("inf"), "kl is 'inf', expected a number of at least 0"),
         ((*LIMIT, "kl"), float("nan"), "kl is 'nan', expected a number of at least 0"),
+        ((*LIMIT, "cosine_mean"), 1.5, "cosine_mean is 1.5, expected a number of at most 1"),
+        ((*LIMIT, "cosine_mean"), float("nan"), "cosine_mean is 'nan', expected a number"),
+        ((*LIMIT, "cosine_mean"), [0.9], "cosine_mean is '[0.9]', expected a number"),
         ((*NEAR, "cosine"), 2, "cosine is 2.0, expected a number of at most 1"),
         ((*NEAR, "kl"), "x", "kl is 'x', expected a number"),
         (NEAR, {}, "manifest has no kl"),
@@ -619,6 +624,7 @@ def test_a_value_that_cannot_be_in_reduced_precision_is_refused_by_its_name(plac
         (("build", "kept"), []),
         (("build", "passes", 0, "floors"), None),
         (("parity", "limits", "embedding", "kl"), 0.5),
+        ((*LIMIT, "cosine_mean"), None),
     ],
 )
 def test_what_may_be_absent_or_otherwise_is_taken(place: Place, value: object, reduced: Document):

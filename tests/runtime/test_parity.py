@@ -364,6 +364,33 @@ def test_the_verdict_of_reduced_precision_is_on_cosine_and_divergence(cosine: fl
     assert found.passed is passed
 
 
+@pytest.mark.parametrize(
+    ("mean", "limit", "passed"), [(0.99, 0.99, True), (0.9899, 0.99, False), (0.9, None, True), (math.nan, 0.9, False)]
+)
+def test_the_mean_of_the_images_is_held_to_its_own_limit(mean: float, limit: float | None, passed: bool):
+    found = judge("cpu", 1, (8, 8), "x", Error(1.0, 1.0), Error(1.0, 1.0), Accuracy(0.9, mean), Nearness(0.5, None, limit))
+    assert found.passed is passed
+
+
+def test_a_little_more_lost_on_every_image_fails_though_each_is_within_its_limit(reduced: Model):
+    """What a single weight of int8 with the wrong sign does."""
+    name, golden = "embedding", reduced.manifest.golden
+    assert golden is not None
+    limits, truth = limits_of(reduced), golden.expected[name].astype(np.float64)
+    wanted = 1 - (limits[name].cosine + (limits[name].cosine_mean or 0)) / 2  # of each image: the mean is beyond, no image is
+
+    aside = np.roll(truth, 1, axis=1)  # at a right angle to it, and as long
+    aside -= truth * (aside * truth).sum(axis=1, keepdims=True) / np.square(truth).sum(axis=1, keepdims=True)
+    aside *= np.linalg.norm(truth, axis=1, keepdims=True) / np.linalg.norm(aside, axis=1, keepdims=True)
+    turned = truth * (1 - wanted) + aside * math.sqrt(1 - (1 - wanted) ** 2)
+    report = check_record(lambda batch: {**reduced.run(batch), name: turned}, reduced.manifest, "cpu", (golden.images,))
+    checks = [each for each in report.checks if each.inputs == "golden"]
+    failed = next(each for each in checks if not each.passed)
+    assert [each.output for each in checks if not each.passed] == [name]
+    assert isinstance(failed.limit, Nearness)
+    assert failed.accuracy.cosine_min > failed.limit.cosine
+
+
 def test_the_worst_of_reduced_precision_has_the_least_cosine_and_nan_is_worst():
     limits = {"x": Nearness(0.5, None)}
 
@@ -380,7 +407,9 @@ def test_the_worst_of_reduced_precision_has_the_least_cosine_and_nan_is_worst():
 def test_a_reduced_report_as_data_has_its_limits_by_output(reduced: Model):
     document = check(reduced, (3,)).to_dict()
     assert document["passed"] is True
-    assert document["limits"] == {name: {"cosine": limit.cosine, "kl": limit.kl} for name, limit in limits_of(reduced).items()}
+    assert document["limits"] == {
+        name: {"cosine": limit.cosine, "kl": limit.kl, "cosine_mean": limit.cosine_mean} for name, limit in limits_of(reduced).items()
+    }
     for entry in document["checks"]:
         assert entry["accuracy"].keys() == {"cosine_min", "cosine_mean", "top1", "kl_mean", "kl_max"}
         assert entry["accuracy"]["cosine_min"] <= entry["accuracy"]["cosine_mean"] <= 1

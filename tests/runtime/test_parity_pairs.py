@@ -138,16 +138,23 @@ def test_between_two_float32_files_both_distances_may_lie():
 
 
 def test_angles_add_up_and_cosines_fall_with_their_square():
-    found = between({"logits": Nearness(0.99, 0.01)}, {"logits": Nearness(0.96, 0.04)})
+    found = between({"logits": Nearness(0.99, 0.01, 0.9984)}, {"logits": Nearness(0.96, 0.04, 0.9999)})
     assert found["logits"].cosine == pytest.approx(1 - (0.1 + 0.2) ** 2)
     assert found["logits"].kl == pytest.approx((0.1 + 0.2) ** 2)
+    assert found["logits"].cosine_mean == pytest.approx(1 - (0.04 + 0.01) ** 2)
+
+
+def test_a_mean_that_one_of_two_files_is_not_held_to_is_no_limit_of_both():
+    for a, b in ((0.999, None), (None, 0.999)):
+        assert between({"x": Nearness(0.99, None, a)}, {"x": Nearness(0.99, None, b)})["x"].cosine_mean is None
 
 
 def test_beside_reduced_precision_a_float32_file_is_the_truth():
-    near = {"logits": Nearness(0.99, 0.01), "embedding": Nearness(0.98, None)}
+    near = {"logits": Nearness(0.99, 0.01, 0.999), "embedding": Nearness(0.98, None)}
     for found in (between(near, FLOAT32_LIMITS), between(FLOAT32_LIMITS, near)):
         assert {name: each.cosine for name, each in found.items()} == pytest.approx({"logits": 0.99, "embedding": 0.98})
         assert found["logits"].kl == pytest.approx(0.01)
+        assert found["logits"].cosine_mean == pytest.approx(0.999)
         assert found["embedding"].kl is None
 
 
@@ -159,7 +166,8 @@ def test_in_reduced_precision_extremes_without_limits_of_their_own_are_held_to_l
     own = {name: replace(near, cosine=near.cosine / 2) for name, near in parity.extremes.items()}
     assert limits_for(replace(parity, extremes=own), "extremes") == own
     assert limits_for(replace(parity, extremes=None), "extremes") == dict.fromkeys(parity.limits, Nearness(0.875, None))
-    assert limits_for(replace(parity, extremes=None), "images") == parity.limits
+    assert all(near.cosine_mean for near in parity.limits.values())
+    assert limits_for(parity, "images") == {name: replace(near, cosine_mean=None) for name, near in parity.limits.items()}
     large = with_run(reduced, lambda outputs: outputs)
     large.manifest = replace(reduced.manifest, parity=replace(parity, extremes=None), golden_extremes=None)
     report = compare(large, large, ("a", "b"), (1, 3), [extremes(large.manifest)])

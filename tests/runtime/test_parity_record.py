@@ -104,6 +104,12 @@ def test_in_reduced_precision_the_first_batch_size_runs_every_golden_image(reduc
     assert (seen.count(5), seen.count(7)) == (2, 2)
 
 
+def test_extremes_run_at_the_first_batch_size_and_in_reduced_precision_at_each(honest: Model, reduced: Model):
+    for model, sizes in ((honest, [3]), (reduced, [3, 2])):
+        checks = check_record(model.run, model.manifest, "cpu", (3, 2)).checks
+        assert list(dict.fromkeys(check.batch_size for check in checks if check.inputs == "extremes")) == sizes
+
+
 # ---- resizing ------------------------------------------------------------------------------------------------------------------------
 
 PLAIN = Preprocessing.paper(32, 32)

@@ -53,6 +53,8 @@ def test_in_reduced_precision_the_cosine_and_the_divergence_are_told():
     text = "least cosine 0.91000 of 0.998, KL 2.5e-01 of 0.001"
     assert f'message="{text}"' in junit([result("vit.onnx", check, limits=NEAR)])
     assert f"- vit.onnx on cpu, logits, batch size 3, 32x24: {text}\n" in summary([result("vit.onnx", check, limits=NEAR)])
+    check = dataclasses.replace(check, limit=Nearness(0.9, 1.0, 0.99))
+    assert "least cosine 0.91000 of 0.9, mean 0.95000 of 0.99, KL 2.5e-01 of 1" in junit([result("vit.onnx", check, limits=NEAR)])
 
 
 def test_the_summary_names_the_worst_check_of_each_report():

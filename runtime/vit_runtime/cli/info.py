@@ -166,23 +166,27 @@ def _parity(manifest: Manifest) -> list[str]:
 
 
 def _nearness(manifest: Manifest, parity: Parity) -> list[str]:
-    lines, rows = list[str](), [["provider", "output", "batch", "size", "images", "least cosine", "limit", "largest KL", "limit"]]
+    rows = [["provider", "output", "batch", "size", "images", "least cosine", "limit", "mean", "limit", "largest KL", "limit"]]
     for item in parity.measured:
-        limits = limits_for(parity, item.inputs)
-        if item.nearness is not None and not isinstance(limits, Limits):
+        limits, near = limits_for(parity, item.inputs), item.nearness
+        if near is not None and not isinstance(limits, Limits):
             limit = limits[item.output]
-            divergences = [f"{value:.1e}" if value is not None else "" for value in (item.nearness.kl, limit.kl)]
-            rows.append([*_where(item), f"{item.nearness.cosine:.5f}", f"{limit.cosine:.5f}", *divergences])
+            cosines = [_or_blank(value, ".5f") for value in (near.cosine, limit.cosine, near.cosine_mean, limit.cosine_mean)]
+            rows.append([*_where(item), *cosines, _or_blank(near.kl, ".1e"), _or_blank(limit.kl, ".1e")])
     lines = [f"parity   {manifest.golden.images if manifest.golden else 0} golden images; at export:", table(rows, indent="         ")]
     if (judged := manifest.accuracy) is not None:
         what = "photographs" if judged.source == "photographs" else "generated images"
         lines.append(f"accuracy {judged.images} {what} on {judged.provider}, against PyTorch's float32:")
         rows = [["output", "least cosine", "mean", "same class", "mean KL"]]
         for name, found in judged.outputs.items():
-            classes = [f"{found.top1:.1%}" if found.top1 is not None else "", f"{found.kl_mean:.1e}" if found.kl_mean is not None else ""]
+            classes = [_or_blank(found.top1, ".1%"), _or_blank(found.kl_mean, ".1e")]
             rows.append([name, f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", *classes])
         lines.append(table(rows, indent="         "))
     return lines
+
+
+def _or_blank(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _where(item: Measured) -> list[str]:

@@ -239,7 +239,7 @@ def _text(path: str, reports: Sequence[Report]) -> str:
     if floors:
         lines.append("A floor is PyTorch's own float32 error against float64; errors are relative to the output's root mean square.")
     else:
-        lines.append("Of reduced precision: each output may be twice as far from float64 PyTorch as it was when the file was made.")
+        lines.append("Of reduced precision: an image may be twice as far from float64 PyTorch as the worst was when the file was made.")
     return "\n".join(lines)
 
 
@@ -258,5 +258,8 @@ def _place(compared: str, location: Location) -> str:
 def _limits(limits: Limits | ReducedLimits) -> str:
     if isinstance(limits, Limits):
         return f"limits: {limits.rms:g} and {limits.max:g} floors"
-    each = [f"{name} {near.cosine:g}" + (f" and KL {near.kl:g}" if near.kl is not None else "") for name, near in limits.items()]
-    return f"least cosine: {', '.join(each)}"
+    each = list[str]()
+    for name, near in limits.items():
+        mean = f", mean {near.cosine_mean:g}" if near.cosine_mean is not None else ""
+        each.append(f"{name} {near.cosine:g}{mean}{f' and KL {near.kl:g}' if near.kl is not None else ''}")
+    return f"least cosine: {'; '.join(each)}"

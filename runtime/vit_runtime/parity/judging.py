@@ -7,7 +7,7 @@ by the cosine of each output, and by the divergence of probabilities. NaN or Inf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -143,9 +143,15 @@ def between(a: Limits | ReducedLimits, b: Limits | ReducedLimits) -> Limits | Re
     for name in {**first, **second}:
         near = [limits[name] for limits in (first, second) if name in limits]
         kls = [each.kl for each in near if each.kl is not None]
-        kl = sum(value**0.5 for value in kls) ** 2 if kls else None
-        found[name] = Nearness(1 - sum((1 - each.cosine) ** 0.5 for each in near) ** 2, kl)
+        means = [1 - each.cosine_mean for each in near if each.cosine_mean is not None]
+        mean = 1 - _added(means) if len(means) == len(near) else None  # what one of them has no limit for, both have none for
+        found[name] = Nearness(1 - _added([1 - each.cosine for each in near]), _added(kls) if kls else None, mean)
     return found
+
+
+def _added(losses: Sequence[float]) -> float:
+    """What is quadratic in an angle."""
+    return sum(loss**0.5 for loss in losses) ** 2
 
 
 def overridden(manifest: Manifest, floors: tuple[float, float] | None, cosine: float | None, kl: float | None) -> Parity:
@@ -171,7 +177,11 @@ def overridden(manifest: Manifest, floors: tuple[float, float] | None, cosine: f
 
     def held(limits: ReducedLimits) -> ReducedLimits:
         return {
-            name: Nearness(near.cosine if cosine is None else cosine, near.kl if kl is None or near.kl is None else kl)
+            name: Nearness(
+                near.cosine if cosine is None else cosine,
+                near.kl if kl is None or near.kl is None else kl,
+                near.cosine_mean if cosine is None else None,
+            )
             for name, near in limits.items()
         }
 
@@ -179,12 +189,15 @@ def overridden(manifest: Manifest, floors: tuple[float, float] | None, cosine: f
 
 
 def limits_for(parity: Parity | None, inputs: str = "golden") -> Limits | ReducedLimits:
-    """What a file is held to by itself on such images. What it loses on extreme ones says little about others, and the other way round."""
+    """What a file is held to by itself on such images. What it loses on extreme ones says little about others, and the other way round;
+    what golden images lose in the mean says nothing about the mean of others."""
     if parity is None:
         return FLOAT32_LIMITS
-    if inputs != "extremes" or isinstance(parity.limits, Limits):
+    if inputs == "golden" or isinstance(parity.limits, Limits):
         return parity.limits
-    return parity.extremes if parity.extremes is not None else dict.fromkeys(parity.limits, UNMEASURED)
+    if inputs == "extremes":
+        return parity.extremes if parity.extremes is not None else dict.fromkeys(parity.limits, UNMEASURED)
+    return {name: replace(near, cosine_mean=None) for name, near in parity.limits.items()}
 
 
 def hold(
@@ -232,6 +245,7 @@ def judge(
         passed = rms <= limit.rms and largest <= limit.max
     else:
         passed = near.cosine_min >= limit.cosine and (limit.kl is None or (near.kl_max is not None and near.kl_max <= limit.kl))
+        passed &= limit.cosine_mean is None or near.cosine_mean >= limit.cosine_mean
     return Check(provider, batch_size, image_size, output, error, rms, largest, near, limit, bool(passed), inputs, order)
 
 

@@ -70,8 +70,6 @@ def compare(
         raise InputError(f"{b.path} and {a.path} are not of one network: {'; '.join(found)}; compare files of the same")
     label, checks, scores = f"{names[1]} against {names[0]}", list[Check](), a.manifest.class_scores
     for golden, batch_size in golden_rounds(a.manifest, batch_sizes):
-        if golden is a.manifest.golden_extremes:
-            continue  # those are among the pictures, if they are asked for
         rows, images, limits = batches(golden, batch_size), golden_pixels(a.manifest, golden), _between(a, b, inputs_of(golden))
         outputs = [_outputs(model, [images[batch] for batch in rows], golden) for model in (a, b)]
         checks += hold(label, batch_size, golden.image_size, outputs[0], outputs[1], golden.floor, limits, scores)

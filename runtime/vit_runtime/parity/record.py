@@ -43,11 +43,15 @@ def check_record(
     Each batch size runs until 500 numbers of every output, or every golden image, have been compared; in reduced precision, where an
     image counts by itself, the first one runs them all.
     A file that takes any image size is also checked at the other sizes that it has records of, there at the first two batch sizes.
-    Extreme images run at the first batch size. How a picture is resized and cropped is held against what it was, by float32's limits.
+    Extreme images run at the first batch size, in reduced precision at each: where a batch as a whole is quantised as the network runs,
+    what one loses depends on the others. How a picture is resized and cropped is held against what it was, by float32's limits.
     Raises: ModelError if the file has no golden record; InputError for a batch size below 1.
     """
-    checks = list[Check]()
-    for golden, batch_size in golden_rounds(manifest, batch_sizes):
+    checks, rounds = list[Check](), golden_rounds(manifest, batch_sizes)
+    if manifest.golden_extremes is not None:
+        exact = isinstance(limits_for(manifest.parity) if limits is None else limits, Limits)
+        rounds += [(manifest.golden_extremes, size) for size in (batch_sizes[:1] if exact else batch_sizes)]
+    for golden, batch_size in rounds:
         held = limits_for(manifest.parity, inputs_of(golden)) if limits is None else limits
         whole = batch_size == batch_sizes[0] and golden.image_size == manifest.image_size
         everything = golden.generator == EXTREMES or (whole and not isinstance(held, Limits))
@@ -106,7 +110,7 @@ def inputs_of(golden: Golden) -> str:
 
 
 def golden_rounds(manifest: Manifest, batch_sizes: Sequence[int]) -> list[tuple[Golden, int]]:
-    """Which record is checked at which batch size.
+    """Which record of golden images is checked at which batch size.
 
     Raises: ModelError if the file has none; InputError for a batch size below 1.
     """
@@ -115,8 +119,7 @@ def golden_rounds(manifest: Manifest, batch_sizes: Sequence[int]) -> list[tuple[
     if min(batch_sizes, default=0) < 1:
         raise InputError(f"got batch sizes {list(batch_sizes)}, expected whole numbers of at least 1")
     first, *others = manifest.goldens
-    rounds = [(first, size) for size in batch_sizes] + [(other, size) for other in others for size in batch_sizes[:2]]
-    return rounds + ([(manifest.golden_extremes, batch_sizes[0])] if manifest.golden_extremes is not None else [])
+    return [(first, size) for size in batch_sizes] + [(other, size) for other in others for size in batch_sizes[:2]]
 
 
 def batches(golden: Golden, batch_size: int, everything: bool = False) -> list[Array]:

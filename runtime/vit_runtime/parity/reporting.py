@@ -98,7 +98,8 @@ def measured(check: Check) -> str:
     if isinstance(limit, Limits):
         return f"{check.rms_floors:.2f} floors rms, {check.max_floors:.2f} the largest error; limits {limit.rms:g} and {limit.max:g}"
     divergence = f", KL {near.kl_max:.1e} of {limit.kl:g}" if near.kl_max is not None and limit.kl is not None else ""
-    return f"least cosine {near.cosine_min:.5f} of {limit.cosine:g}{divergence}"
+    mean = f", mean {near.cosine_mean:.5f} of {limit.cosine_mean:g}" if limit.cosine_mean is not None else ""
+    return f"least cosine {near.cosine_min:.5f} of {limit.cosine:g}{mean}{divergence}"
 
 
 def _where(check: Check) -> str:
