@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # On a machine with a GPU what needs one has an environment of its own: onnxruntime and onnxruntime-gpu exclude each other. Elsewhere it
@@ -18,14 +19,17 @@ $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 	@touch $(GPU_VENV)/.installed
 endif
 
-.PHONY: help install demo demo-dinov2 test test-slow test-gpu lint format bench bench-cpu bench-gpu clean
+.PHONY: help install demo demo-dinov2 test test-unit test-full test-slow test-gpu coverage lint format bench bench-cpu bench-gpu clean
 
 help:
 	@echo "make demo       export ViT-B/16 and a trained network, classify held-out images without torch, write demo/"
 	@echo "make demo-dinov2  recover a trained DINOv2 from an ONNX file, prove it, show what it looks at and finds; writes build/dinov2/"
-	@echo "make test       lint, types and tests (minutes)"
+	@echo "make test       lint, types and tests (10 minutes on 2 cores)"
+	@echo "make test-unit  the tests that export nothing and start no engine (90 seconds)"
+	@echo "make test-full  lint, types and all tests but the slow ones and those for a GPU"
 	@echo "make test-slow  the tests marked slow: ViT-L and ViT-H, full disks, long runs"
 	@echo "make test-gpu   the tests marked gpu; they say why they skip where there is none"
+	@echo "make coverage   the lines and branches that make test covers"
 	@echo "make bench      time exports beside optimum-cli, checkpoints and the runtime; writes benchmarks/results/"
 	@echo "make bench-cpu  race PyTorch, onnxruntime, OpenVINO and our files on this CPU, an hour; writes benchmarks/results/cpu and docs/"
 	@echo "make bench-gpu  race PyTorch, CUDA, TensorRT and trtexec on this GPU; writes benchmarks/results/gpu and docs/performance-gpu.md"
@@ -46,7 +50,22 @@ demo-dinov2: $(READY)
 	$(BIN)/python examples/demo_dinov2.py --out build/dinov2
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
+	$(PYTEST) -m "not full and not slow and not gpu"
+
+test-unit: $(READY)
+	$(PYTEST) -m unit
+
+test-full: lint
+	$(PYTEST) -m "not slow and not gpu"
+
+# The branches that `make test` covers; SELECT="not slow and not gpu" measures those of `make test-full`. Shared exports are made again.
+SELECT ?= not full and not slow and not gpu
+coverage: $(READY)
+	rm -rf build/coverage
+	$(BIN)/python -m coverage run --data-file=build/coverage/data -m pytest -n auto --dist worksteal -o cache_dir=build/coverage/cache \
+		-m "$(SELECT)"
+	$(BIN)/python -m coverage combine --data-file=build/coverage/data
+	$(BIN)/python -m coverage report --data-file=build/coverage/data
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
