@@ -49,12 +49,19 @@ def run_apart(command: str, *arguments: str | Path, **environment: str) -> subpr
     )  # fmt: skip
 
 
-def failed(result: Any, code: int) -> str:
+def failed(result: Result | subprocess.CompletedProcess[str], code: int) -> str:
     """The message of a failure: one line on stderr and nothing on stdout."""
-    assert result.returncode == code if hasattr(result, "returncode") else result.exit_code == code, result.stderr
+    exit_code = result.exit_code if isinstance(result, Result) else result.returncode
+    assert exit_code == code, result.stderr
     assert result.stdout == ""
     assert re.fullmatch(r"error: [^\n]+\n", result.stderr)
     return result.stderr.removeprefix("error: ").strip()
+
+
+def assert_mentions(message: str, *facts: object) -> None:
+    """Each fact (an option, a name, a value, a command to run) is in the message, and not as a part of a longer word or number."""
+    for fact in map(str, facts):
+        assert re.search(rf"(?<![\w.]){re.escape(fact)}(?![\w])", message), f"expected {fact!r} in: {message}"
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
