@@ -62,10 +62,7 @@ test-full: lint
 SELECT ?= not full and not slow and not gpu
 coverage: $(READY)
 	rm -rf build/coverage
-	$(BIN)/python -m coverage run --data-file=build/coverage/data -m pytest -n auto --dist worksteal -o cache_dir=build/coverage/cache \
-		-m "$(SELECT)"
-	$(BIN)/python -m coverage combine --data-file=build/coverage/data
-	$(BIN)/python -m coverage report --data-file=build/coverage/data
+	COVERAGE_FILE=build/coverage/data $(PYTEST) -m "$(SELECT)" -o cache_dir=build/coverage/cache --cov --cov-report=term
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

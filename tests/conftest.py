@@ -20,6 +20,10 @@ from vit_runtime.manifest import Manifest, read_manifest
 HEAVY = (("torch.onnx", "export"), ("onnxruntime", "InferenceSession"), ("openvino", "Core"), ("subprocess", "Popen"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-snapshots", action="store_true", help="write the files of tests/snapshots again")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         take_one_processor(config.workerinput)

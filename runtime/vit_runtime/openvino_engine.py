@@ -2,6 +2,10 @@
 
 Its CPU plugin is fastest with a known shape and when each thread works on an image of its own. So a batch is not handed over as one: as
 many images at once as there are threads run on a thread each, and what is left over, or a single image, runs on all of them.
+
+On CPUs with AMX, OpenVINO 2026.4 returns wrong values without an error for images that run at the same time: the result depends on what
+was in memory before (docs/runtime.md). There a batch runs image by image, each on all threads. Everywhere else a session compares images
+that run at the same time with the same images alone, before it uses this form, and does without it if they differ.
 Nothing here imports openvino before a session is asked for.
 """
 
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +27,12 @@ import numpy.typing as npt
 from vit_runtime.obstacle import Obstacle, one_line
 
 DEVICE = "CPU"
+CPUINFO = Path("/proc/cpuinfo")
+# How far outputs of images that run at the same time may be from those of each image alone, as the root mean square of the difference
+# relative to the output's. On CPUs without AMX they were the same bits (300 sessions); an engine that sums in another order may round
+# bfloat16 by 1e-2; the wrong values on AMX had cosines of 0.31 to 0.67, which are differences of 0.8 to 1.2.
+MAX_DIFFERENCE = 0.05
+CHECK_ROUNDS = 2  # the first fills the engine's caches, the second uses them
 INSTALL = 'run: pip install "vit-deploy[openvino]"'
 REINSTALL = 'run: pip install --force-reinstall "vit-deploy[openvino]"'
 
@@ -80,6 +91,7 @@ class OpenVinoSession:
         }
         _, *sizes = self._model.inputs[0].partial_shape
         self._model.reshape([1, *sizes])
+        self.streams = 1 if _may_have_amx(self._core) else threads  # images that run at the same time
         self._compiled: dict[int, _Compiled] = {}
         self._lock = threading.Lock()
         self._with_streams(1)  # what cannot be compiled is told now
@@ -92,8 +104,9 @@ class OpenVinoSession:
     def run(self, names: Sequence[str], feed: Mapping[str, npt.NDArray[np.float32]]) -> list[npt.NDArray[Any]]:
         """These outputs for one batch (B, C, H, W)."""
         (batch,) = feed.values()
-        together = len(batch) - len(batch) % self.threads if self.threads > 1 else 0
-        parts = [self._with_streams(self.threads).run(names, batch[:together])] if together else []
+        parallel = self._parallel(batch.shape[1:]) if self.streams > 1 and len(batch) >= self.streams else None
+        together = len(batch) - len(batch) % self.streams if parallel else 0
+        parts = [parallel.run(names, batch[:together])] if parallel else []
         parts += [self._with_streams(1).run(names, batch[together:])] if together < len(batch) else []
         return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
@@ -104,12 +117,64 @@ class OpenVinoSession:
         return [(name, kind) for name, kind in kinds if kind not in ("Const", "Input", "Output")]
 
     def _with_streams(self, streams: int) -> _Compiled:
-        """The model compiled for so many images at once; the second way only when a batch asks for it."""
+        """The model compiled for this number of images at the same time."""
         with self._lock:
             if streams not in self._compiled:
-                config = {**self._config, "NUM_STREAMS": streams}
-                self._compiled[streams] = _Compiled(self._core.compile_model(self._model, DEVICE, config), streams)
+                self._compiled[streams] = self._compile(streams)
             return self._compiled[streams]
+
+    def _parallel(self, shape: tuple[int, ...]) -> _Compiled | None:
+        """The form that runs as many images at the same time as there are threads, or None if its outputs are not those of one image alone.
+
+        It is compiled and checked when the first batch asks for it.
+        """
+        with self._lock:
+            if self.streams == 1:  # another thread has found a difference
+                return None
+            if self.streams not in self._compiled:
+                parallel = self._compile(self.streams)
+                difference = self._difference(parallel, shape)
+                if not difference <= MAX_DIFFERENCE:
+                    warnings.warn(
+                        f"OpenVINO gives other values for {self.streams} images at the same time than for each image alone "
+                        f"(relative difference {difference:.2g}) on this machine; images now run one after another, which may be slower",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    self.streams = 1
+                    return None
+                self._compiled[self.streams] = parallel
+            return self._compiled[self.streams]
+
+    def _compile(self, streams: int) -> _Compiled:
+        return _Compiled(self._core.compile_model(self._model, DEVICE, {**self._config, "NUM_STREAMS": streams}), streams)
+
+    def _difference(self, parallel: _Compiled, shape: tuple[int, ...]) -> float:
+        """The largest relative difference of an output between images at the same time and the same images alone; NaN if one has NaN."""
+        images = np.random.default_rng(0).uniform(0, 255, (self.streams, *shape)).astype(np.float32)
+        alone = self._compiled[1].run(self.output_names, images)
+        rounds = [parallel.run(self.output_names, images) for _ in range(CHECK_ROUNDS)]
+        return float(max((_relative_difference(*pair) for found in rounds for pair in zip(alone, found, strict=True)), key=_nan_last))
+
+
+def _relative_difference(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """The root mean square of the difference of the worst image, relative to that of the expected values."""
+    axes = tuple(range(1, expected.ndim))
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    error, scale = (np.sqrt(np.mean(np.square(values), axis=axes)) for values in (found - expected, expected))
+    return float(np.max(error / np.maximum(scale, np.finfo(np.float32).tiny)))
+
+
+def _nan_last(value: float) -> float:
+    """A sort key that puts NaN above every number."""
+    return float("inf") if np.isnan(value) else value
+
+
+def _may_have_amx(core: Any) -> bool:
+    """Whether the CPU has AMX: Linux says so, and elsewhere a CPU that computes in bfloat16 may have it."""
+    if CPUINFO.is_file():
+        return "amx_tile" in CPUINFO.read_text(encoding="utf-8", errors="replace").split()
+    return _has_bf16(core)
 
 
 def _has_bf16(core: Any) -> bool:
