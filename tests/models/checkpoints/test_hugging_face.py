@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from transformers_models import MODELS, VIT, output_names, randomize
 
 from vit_models import CheckpointError, ConfigError, Options, ViT, inspect, load
 from vit_models.checkpoints import hugging_face
@@ -24,293 +24,18 @@ from vit_runtime.preprocess import Preprocessing, preprocess
 
 # Both sides compute in float64; resampled tables and rotary angles are rounded to float32 all the same.
 TOLERANCE = 5e-6
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "fc2", "down_proj")
-
-Outputs = dict[str, Tensor]
-
-
-class Case(NamedTuple):
-    """A model of transformers, what it computes for images, the size to run at, and whether that is another than the trained one.
-
-    `cut` pixels below and to the right of that size are for transformers only, whose patches do not reach them.
-    """
-
-    model: Callable[[], hf.PreTrainedModel]
-    outputs: Callable[[Any, Tensor], Outputs]
-    size: tuple[int, int]
-    resampled: bool = False
-    cut: int = 0
-
-
-def randomise(model: nn.Module, seed: int) -> None:
-    """Give every parameter its own numbers, on a residual stream so small that another eps would show."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.named_parameters():
-        noise = torch.randn(value.shape, generator=generator)
-        if value.ndim > 1 and "embed" not in name.split(".")[-1] and "token" not in name and "probe" not in name:
-            wide = value.shape[1:].numel() ** -0.5
-            small = any(part in name for part in OUTPUT_PROJECTIONS) or "patch" in name
-            noise = noise * wide * (0.05 if small else 1.0)
-        elif name.endswith(("weight", "lambda1", "lambda_1", "lambda_2")) and value.ndim == 1:
-            noise = 1 + 0.3 * noise
-        else:
-            noise = 0.05 * noise
-        value.data = noise
-
-
-def encoded(model: Any, images: Tensor, **options: Any) -> Any:
-    """What the base model puts out."""
-    if isinstance(model, hf.DINOv3ViTModel):  # whose base_model_prefix leads to its layers
-        return model(images)
-    return getattr(model, model.base_model_prefix, model)(images, **options)
-
-
-def class_token(model: Any, images: Tensor, **options: Any) -> Outputs:
-    tokens = encoded(model, images, **options).last_hidden_state
-    found = {"tokens": tokens, "embedding": tokens[:, 0]}
-    return found | ({"logits": model(images, **options).logits} if hasattr(model, "classifier") else {})
-
-
-def pooler(model: Any, images: Tensor, **options: Any) -> Outputs:
-    out = encoded(model, images, **options)
-    found = {"tokens": out.last_hidden_state, "embedding": out.pooler_output}
-    return found | ({"logits": model(images, **options).logits} if hasattr(model, "classifier") else {})
-
-
-def resized(outputs: Callable[..., Outputs]) -> Callable[[Any, Tensor], Outputs]:
-    return lambda model, images: outputs(model, images, interpolate_pos_encoding=True)
-
-
-def teacher(model: Any, images: Tensor) -> Outputs:
-    tokens = encoded(model, images).last_hidden_state
-    return {"tokens": tokens, "embedding": tokens[:, :2].flatten(1), "logits": model(images).logits}
-
-
-def averaged(model: Any, images: Tensor, **options: Any) -> Outputs:
-    tokens = encoded(model, images, **options).last_hidden_state
-    found = {"tokens": tokens, "embedding": tokens.mean(dim=1)}
-    return found | ({"logits": model(images, **options).logits} if hasattr(model, "classifier") else {})
-
-
-def siglip_classifier(model: Any, images: Tensor) -> Outputs:
-    tokens = model.vision_model(images).last_hidden_state
-    return {"tokens": tokens, "embedding": tokens.mean(dim=1), "logits": model(images).logits}
-
-
-def unmasked(model: Any, images: Tensor) -> Outputs:
-    patches = (images.shape[2] // model.config.patch_size) * (images.shape[3] // model.config.patch_size)
-    model.config.mask_ratio = 0.0
-    order = torch.arange(patches).expand(len(images), -1).double()
-    return class_token(model, images, noise=order)
-
-
-def beside_mean(prefix: int) -> Callable[[Any, Tensor], Outputs]:
-    def outputs(model: Any, images: Tensor) -> Outputs:
-        tokens = encoded(model, images).last_hidden_state
-        embedding = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1)
-        return {"tokens": tokens, "embedding": embedding, "logits": model(images).logits}
-
-    return outputs
-
-
-def clip_vision(model: Any, images: Tensor, **options: Any) -> Outputs:
-    tower = getattr(model, "vision_model", model)
-    out = tower(images, **options)
-    found = {"tokens": tower.post_layernorm(out.last_hidden_state), "embedding": out.pooler_output}
-    return found | ({"logits": model.visual_projection(out.pooler_output)} if hasattr(model, "visual_projection") else {})
-
-
-def clip_classifier(model: Any, images: Tensor) -> Outputs:
-    states = model.vision_model(images).last_hidden_state
-    tokens = model.vision_model.post_layernorm(states)
-    return {"tokens": tokens, "embedding": states[:, 1:].mean(dim=1), "logits": model(images).logits}
-
-
-def beit_pretraining(model: Any, images: Tensor) -> Outputs:
-    tokens = model.beit(images).last_hidden_state
-    return {"tokens": tokens, "embedding": tokens[:, 1:].mean(dim=1)}
-
-
-VIT: dict[str, Any] = {
-    "hidden_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 5,
-    "intermediate_size": 72,
-    "patch_size": 4,
-    "num_labels": 6,
-}
-WIDE: dict[str, Any] = {
-    "hidden_size": 36,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 50,
-    "patch_size": 6,
-    "num_labels": 3,
-}
-TEXT: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20, "vocab_size": 30}
-RELATIVE: dict[str, Any] = {"use_relative_position_bias": True, "layer_norm_eps": 1e-5}
-
-
-def clip(**vision: Any) -> hf.CLIPConfig:
-    return hf.CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=22)
-
-
-CASES = {
-    "vit, wide images, gelu_new": Case(
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT, image_size=[12, 20], hidden_act="gelu_new", layer_norm_eps=1e-5)),
-        class_token,
-        (12, 20),
-    ),
-    "vit, odd image, relu, one channel": Case(
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(**WIDE, image_size=21, hidden_act="relu", num_channels=1)),
-        class_token,
-        (18, 18),
-        cut=3,
-    ),
-    "vit, another size": Case(
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT, image_size=20, qkv_bias=False)), resized(class_token), (28, 12), True
-    ),
-    "vit with a pooler, silu": Case(
-        lambda: hf.ViTModel(hf.ViTConfig(**VIT, image_size=16, pooler_output_size=24, hidden_act="silu")), pooler, (16, 16)
-    ),
-    "vit without a pooler": Case(
-        lambda: hf.ViTModel(hf.ViTConfig(**WIDE, image_size=12, hidden_act="quick_gelu"), add_pooling_layer=False), class_token, (12, 12)
-    ),
-    "deit and its teacher": Case(
-        lambda: hf.DeiTForImageClassificationWithTeacher(hf.DeiTConfig(**VIT, image_size=[20, 8], layer_norm_eps=1e-4)), teacher, (20, 8)
-    ),
-    "deit, another size": Case(
-        lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**WIDE, image_size=18)), resized(class_token), (24, 12), True
-    ),
-    "deit, base model": Case(lambda: hf.DeiTModel(hf.DeiTConfig(**VIT, image_size=12)), pooler, (12, 12)),
-    "mae, base model": Case(lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VIT, image_size=16)), unmasked, (16, 16)),
-    "mae, with its decoder": Case(
-        lambda: hf.ViTMAEForPreTraining(
-            hf.ViTMAEConfig(**WIDE, image_size=12, decoder_hidden_size=8, decoder_num_hidden_layers=2, decoder_num_attention_heads=2)
-        ),
-        unmasked,
-        (12, 12),
-    ),
-    "msn": Case(lambda: hf.ViTMSNForImageClassification(hf.ViTMSNConfig(**VIT, image_size=16)), resized(class_token), (24, 8), True),
-    "ijepa": Case(lambda: hf.IJepaForImageClassification(hf.IJepaConfig(**VIT, image_size=12)), resized(averaged), (8, 20), True),
-    "ijepa, base model": Case(lambda: hf.IJepaModel(hf.IJepaConfig(**WIDE, image_size=[12, 18])), averaged, (12, 18)),
-    "dinov2, swiglu": Case(
-        lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**VIT, image_size=16, mlp_ratio=3, use_swiglu_ffn=True)),
-        beside_mean(1),
-        (16, 16),
-    ),
-    "dinov2, odd image": Case(lambda: hf.Dinov2Model(hf.Dinov2Config(**WIDE, image_size=23)), class_token, (18, 18), cut=5),
-    "dinov2, another size": Case(
-        lambda: hf.Dinov2Model(hf.Dinov2Config(**WIDE, image_size=30, qkv_bias=False, hidden_act="gelu_pytorch_tanh")),
-        class_token,
-        (24, 42),
-        True,
-    ),
-    "dinov2, registers, another size": Case(
-        lambda: hf.Dinov2WithRegistersForImageClassification(hf.Dinov2WithRegistersConfig(**VIT, image_size=24, num_register_tokens=3)),
-        beside_mean(4),
-        (12, 32),
-        True,
-    ),
-    "dinov2, registers, swiglu": Case(
-        lambda: hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**WIDE, image_size=12, use_swiglu_ffn=True)), class_token, (12, 12)
-    ),
-    "dinov3": Case(
-        lambda: hf.DINOv3ViTModel(
-            hf.DINOv3ViTConfig(**VIT, image_size=16, num_register_tokens=2, key_bias=True, proj_bias=False, rope_theta=50.0)
-        ),
-        pooler,
-        (12, 24),
-        True,
-    ),
-    "dinov3, odd image": Case(lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**VIT, image_size=15)), pooler, (12, 12), cut=3),
-    "dinov3, gated, no registers": Case(
-        lambda: hf.DINOv3ViTModel(
-            hf.DINOv3ViTConfig(
-                **(VIT | {"num_attention_heads": 2}), image_size=8, query_bias=False, mlp_bias=False, use_gated_mlp=True, hidden_act="silu"
-            )
-        ),
-        pooler,
-        (8, 8),
-    ),
-    "clip, vision model": Case(
-        lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**VIT, image_size=16, hidden_act="silu")), resized(clip_vision), (12, 20), True
-    ),
-    "clip, projected": Case(
-        lambda: hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**WIDE, image_size=20, projection_dim=14, layer_norm_eps=1e-3)),
-        clip_vision,
-        (18, 18),
-        cut=2,
-    ),
-    "clip, both towers": Case(lambda: hf.CLIPModel(clip(**VIT, image_size=12)), resized(clip_vision), (16, 8), True),
-    "clip, classifier": Case(
-        lambda: hf.CLIPForImageClassification(clip(**(VIT | {"num_labels": 2}), image_size=12)), clip_classifier, (12, 12)
-    ),
-    "siglip, vision model": Case(
-        lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**(VIT | {"patch_size": 8}), image_size=30, hidden_act="gelu")),
-        pooler,
-        (24, 24),
-        cut=6,
-    ),
-    "siglip, both towers": Case(
-        lambda: hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config={**WIDE, "image_size": 12})),
-        lambda model, images: pooler(model.vision_model, images, interpolate_pos_encoding=True),
-        (18, 24),
-        True,
-    ),
-    "siglip without a pooling head": Case(
-        lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**WIDE, image_size=12, vision_use_head=False)), averaged, (12, 12)
-    ),
-    "siglip, classifier": Case(
-        lambda: hf.SiglipForImageClassification(hf.SiglipConfig(text_config=TEXT, vision_config={**VIT, "image_size": 12})),
-        siglip_classifier,
-        (12, 12),
-    ),
-    "beit": Case(lambda: hf.BeitForImageClassification(hf.BeitConfig(**VIT, **RELATIVE, image_size=20)), pooler, (20, 20)),
-    "beit, odd image": Case(
-        lambda: hf.BeitModel(hf.BeitConfig(**VIT, **RELATIVE, image_size=18, use_absolute_position_embeddings=True)),
-        pooler,
-        (16, 16),
-        cut=2,
-    ),
-    "beit, wide images": Case(lambda: hf.BeitForImageClassification(hf.BeitConfig(**VIT, **RELATIVE, image_size=[8, 20])), pooler, (8, 20)),
-    "beit, another size": Case(
-        lambda: hf.BeitForImageClassification(hf.BeitConfig(**WIDE, **RELATIVE, image_size=24, hidden_act="relu")), pooler, (18, 36), True
-    ),
-    "beit, every kind of positions, another size": Case(
-        lambda: hf.BeitModel(
-            hf.BeitConfig(
-                **VIT, **RELATIVE, image_size=16, use_shared_relative_position_bias=True, use_absolute_position_embeddings=True,
-                layer_scale_init_value=0.0, use_mean_pooling=False,
-            )
-        ),
-        pooler,
-        (12, 24),
-        True,
-    ),
-    "beit, learned positions, another size": Case(
-        lambda: hf.BeitModel(hf.BeitConfig(**WIDE, image_size=24, use_absolute_position_embeddings=True)), pooler, (30, 18), True
-    ),
-    "beit, before fine-tuning": Case(
-        lambda: hf.BeitForMaskedImageModeling(
-            hf.BeitConfig(**VIT, image_size=12, use_shared_relative_position_bias=True, use_mask_token=True, vocab_size=11)
-        ),
-        beit_pretraining,
-        (12, 12),
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("old_names", [True, False], ids=["old names", "new names"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_network_gives_the_numbers_of_transformers(name: str, old_names: bool, tmp_path: Path) -> None:
     """Logits, embedding and tokens, at the trained size and at others, whichever names the weights were saved under."""
-    case = CASES[name]
+    case = MODELS[name]
     source = case.model().eval()
-    randomise(source, seed=len(name))
+    randomize(source, seed=len(name))
     source.save_pretrained(tmp_path, save_original_format=old_names)
     options = Options(img_size=case.size if case.resampled else None)
-    ours, spec = load(tmp_path, options, outputs=_outputs(inspect(tmp_path, options).config.num_classes))
+    ours, spec = load(tmp_path, options, outputs=output_names(inspect(tmp_path, options).config.num_classes))
     assert spec.config.img_size == case.size
     assert spec.arch == type(source).__name__
     rows, columns = case.size
@@ -323,13 +48,9 @@ def test_the_network_gives_the_numbers_of_transformers(name: str, old_names: boo
         torch.testing.assert_close(found[output], value, rtol=0, atol=TOLERANCE, msg=lambda text, output=output: f"{output}: {text}")
 
 
-def _outputs(num_classes: int) -> tuple[str, ...]:
-    return (("logits",) if num_classes else ()) + ("embedding", "tokens")
-
-
 @pytest.mark.parametrize("name", ["clip, vision model", "siglip, vision model"])
 def test_a_bare_tower_may_have_the_prefix_that_transformers_4_wrote(name: str, tmp_path: Path) -> None:
-    CASES[name].model().save_pretrained(tmp_path)
+    MODELS[name].model().save_pretrained(tmp_path)
     plain = load(tmp_path)[0].state_dict()
     weights = load_file(tmp_path / "model.safetensors")
     assert not any(name.startswith("vision_model.") for name in weights)
@@ -339,9 +60,9 @@ def test_a_bare_tower_may_have_the_prefix_that_transformers_4_wrote(name: str, t
 
 def test_the_attention_is_that_of_the_last_layer(tmp_path: Path) -> None:
     """With relative positions, whose bias the class token's row has, too."""
-    source = CASES["beit"].model().eval()
+    source = MODELS["beit"].model().eval()
     source.set_attn_implementation("eager")
-    randomise(source, seed=3)
+    randomize(source, seed=3)
     source.save_pretrained(tmp_path)
     images = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -512,7 +233,7 @@ def test_images_of_another_size_than_the_trained_one_are_told_of(saved: Path) ->
 def test_pixels_that_no_patch_covers_are_cut_off_the_prepared_image(name: str, tmp_path: Path) -> None:
     """As in google/siglip-so400m-patch14-384: 27 patches of 14 cover 378 pixels. From the photograph on, the pixels are transformers'."""
     source = hf.SiglipVisionModel(hf.SiglipVisionConfig(**(VIT | {"patch_size": 8}), image_size=30)).eval()
-    randomise(source, seed=5)
+    randomize(source, seed=5)
     source.save_pretrained(tmp_path)
     sizes = {"size": {"height": 30, "width": 30}} if "Siglip" in name else {"size": {"shortest_edge": 33}, "crop_size": 30}
     processor = (getattr(hf, f"{name}Pil", None) or getattr(hf, name))(**sizes)
