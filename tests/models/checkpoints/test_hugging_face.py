@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from checkpoint_files import raises
+from helpers import assert_mentions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers_models import MODELS, VIT, output_names, randomize
@@ -45,7 +47,7 @@ def test_the_network_gives_the_numbers_of_transformers(name: str, old_names: boo
         found = dict(zip(ours.outputs, ours.double()(images[:, :, :rows, :columns]), strict=True))
     assert found.keys() == expected.keys()
     for output, value in expected.items():
-        torch.testing.assert_close(found[output], value, rtol=0, atol=TOLERANCE, msg=lambda text, output=output: f"{output}: {text}")
+        torch.testing.assert_close(found[output], value, rtol=0, atol=TOLERANCE, msg=f"{output} differs")
 
 
 @pytest.mark.parametrize("name", ["clip, vision model", "siglip, vision model"])
@@ -109,84 +111,88 @@ def test_a_class_that_is_not_named_is_told_by_its_head(saved: Path) -> None:
 
 
 def test_a_bare_encoder_has_no_labels_and_no_head(tmp_path: Path) -> None:
-    config = hf.Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, image_size=14, num_labels=4)
-    hf.Dinov2Model(config).save_pretrained(tmp_path)
+    fields: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 14, "num_labels": 4}
+    hf.Dinov2Model(hf.Dinov2Config(**fields)).save_pretrained(tmp_path)
     spec = inspect(tmp_path)
     assert (spec.labels, spec.config.num_classes) == (None, 0)
-    assert spec.ignored == {"embeddings.mask_token": "stands in for masked patches in training"}
+    assert spec.ignored.keys() == {"embeddings.mask_token"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert', expected one of vit, deit"),
-        ({"model_type": "siglip2"}, "NaFlex.*model_type siglip"),
-        ({"model_type": 7}, "model_type is 7, expected a text"),
-        ({"model_type": None}, "config.json has no model_type"),
-        ({"architectures": ["ViTForDepth"]}, r"architectures is \['ViTForDepth'\], expected one of ViTModel, ViTForImageClass"),
-        ({"architectures": "ViTModel"}, "architectures is 'ViTModel', expected one of"),
-        ({"hidden_act": "gelu_magic"}, "hidden_act is 'gelu_magic', expected one of gelu"),
-        ({"hidden_act": {"name": "gelu"}}, "hidden_act is .*, expected a text"),
-        ({"layer_norm_eps": "tiny"}, "layer_norm_eps is 'tiny', expected a number"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps 0"),
-        ({"qkv_bias": "yes"}, "qkv_bias is 'yes', expected true or false"),
-        ({"qkv_bias": False}, r"unexpected vit\.encoder\.layer\.0\.attention\.attention\.key\.bias"),
-        ({"id2label": {"0": "ant", "1": "bee"}}, r"id2label names 2 classes, but classifier\.weight has 5 rows"),
-        ({"id2label": {"0": "ant", "2": "bee"}}, "id2label is .*, expected a name for every number from 0"),
-        ({"id2label": ["ant", "bee"]}, "id2label holds .*, expected a JSON object"),
-        ({"patch_size": [8, 4]}, r"patch_size is \[8, 4\], expected a whole number, or two equal ones"),
-        ({"patch_size": 0}, "patch_size is 0"),
-        ({"image_size": [16, 16, 3]}, r"image_size is .*, expected a whole number or \[height, width\]"),
-        ({"image_size": 4}, "image height 0"),
-        ({"image_size": 32}, r"position_embeddings is \(1, 5, 24\), expected \(1, 17, 24\)"),
-        ({"num_attention_heads": 5}, "embed_dim 24 with 5 heads"),
-        ({"num_hidden_layers": 1}, r"unexpected vit\.encoder\.layer\.1\."),
-        ({"num_hidden_layers": 3}, r"missing vit\.encoder\.layer\.2\."),
-        ({"num_hidden_layers": 10**9}, "depth 1000000000"),
-        ({"hidden_size": 10**12}, "hidden_size is 1000000000000, expected a whole number"),
+        ({"model_type": "bert"}, ("model_type", "'bert'", "vit", "deit")),
+        ({"model_type": "siglip2"}, ("NaFlex", "siglip")),
+        ({"model_type": 7}, ("model_type", 7, "text")),
+        ({"model_type": None}, ("config.json", "model_type")),
+        ({"architectures": ["ViTForDepth"]}, ("architectures", "['ViTForDepth']", "ViTModel", "ViTForImageClassification")),
+        ({"architectures": "ViTModel"}, ("architectures", "'ViTModel'", "ViTForImageClassification")),
+        ({"hidden_act": "gelu_magic"}, ("hidden_act", "'gelu_magic'", "gelu")),
+        ({"hidden_act": {"name": "gelu"}}, ("hidden_act", "{'name': 'gelu'}", "text")),
+        ({"layer_norm_eps": "tiny"}, ("layer_norm_eps", "'tiny'")),
+        ({"layer_norm_eps": 0}, ("layer_norm_eps", "0.0")),
+        ({"qkv_bias": "yes"}, ("qkv_bias", "'yes'", "true", "false")),
+        ({"qkv_bias": False}, ("unexpected", "vit.encoder.layer.0.attention.attention.key.bias")),
+        ({"id2label": {"0": "ant", "1": "bee"}}, ("id2label", 2, "classifier.weight", 5)),
+        ({"id2label": {"0": "ant", "2": "bee"}}, ("id2label", "{'0': 'ant', '2': 'bee'}", 0)),
+        ({"id2label": ["ant", "bee"]}, ("id2label", "JSON")),
+        ({"patch_size": [8, 4]}, ("patch_size", "[8, 4]")),
+        ({"patch_size": 0}, ("patch_size", 0)),
+        ({"image_size": [16, 16, 3]}, ("image_size", "[16, 16, 3]", "[height, width]")),
+        ({"image_size": 4}, ("height", 0)),
+        ({"image_size": 32}, ("vit.embeddings.position_embeddings", "(1, 5, 24)", "(1, 17, 24)")),
+        ({"num_attention_heads": 5}, ("embed_dim", 24, 5)),
+        ({"num_hidden_layers": 1}, ("unexpected", "vit.encoder.layer.1.attention.attention.key.bias")),
+        ({"num_hidden_layers": 3}, ("missing", "vit.encoder.layer.2.attention.attention.key.bias")),
+        ({"num_hidden_layers": 10**9}, ("depth", 10**9)),
+        ({"hidden_size": 10**12}, ("hidden_size", 10**12)),
     ],
 )  # fmt: skip
-def test_a_config_that_no_network_has_is_refused_by_name(saved: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_config_that_no_network_has_is_refused_by_name(saved: Path, changes: dict[str, Any], facts: tuple[object, ...]) -> None:
     edit(saved, **changes)
-    with pytest.raises(CheckpointError, match=message):
+    with raises(CheckpointError, *facts):
         load(saved)
 
 
 def test_weights_without_a_config_are_refused(saved: Path) -> None:
     (saved / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no config\.json beside the weights.*put the model's config\.json"):
+    with raises(CheckpointError, "config.json"):
         inspect(saved)
 
 
 def test_a_missing_head_is_missed_by_name(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file({name: value for name, value in weights.items() if "classifier" not in name}, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing classifier\.bias, classifier\.weight"):
+    with raises(CheckpointError, "missing", "classifier.bias", "classifier.weight"):
         inspect(saved)
 
 
 def test_what_config_json_says_is_not_asked_for(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"got --model-arg num_heads, but config\.json says"):
+    with raises(CheckpointError, "--model-arg num_heads", "config.json"):
         inspect(saved, Options(model_args={"num_heads": "3"}))
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "facts"),
     [
-        (lambda: hf.ViTModel(hf.ViTConfig(**VIT, image_size=8, pooler_act="relu")), "pooler_act is 'relu', expected tanh"),
-        (lambda: hf.Dinov2Model(hf.Dinov2Config(**VIT, image_size=[8, 16])), r"image_size is \[8, 16\], expected a square one"),
+        (lambda: hf.ViTModel(hf.ViTConfig(**VIT, image_size=8, pooler_act="relu")), ("pooler_act", "'relu'", "tanh")),
+        (lambda: hf.Dinov2Model(hf.Dinov2Config(**VIT, image_size=[8, 16])), ("image_size", "[8, 16]", "square")),
     ],
 )
-def test_a_model_that_the_network_cannot_be_is_refused(model: Callable[[], hf.PreTrainedModel], message: str, tmp_path: Path) -> None:
+def test_a_model_that_the_network_cannot_be_is_refused(
+    model: Callable[[], hf.PreTrainedModel], facts: tuple[object, ...], tmp_path: Path
+) -> None:
     model().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with raises(CheckpointError, *facts):
         inspect(tmp_path)
 
 
 def test_a_pooler_that_the_classifier_does_not_read_is_ignored(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file(weights | {"vit.pooler.dense.weight": torch.ones(24, 24)}, saved / "model.safetensors")
-    assert inspect(saved).ignored == {"vit.pooler.dense.weight": "ViTForImageClassification does not read the pooler"}
+    ignored = inspect(saved).ignored
+    assert ignored.keys() == {"vit.pooler.dense.weight"}
+    assert_mentions(ignored["vit.pooler.dense.weight"], "ViTForImageClassification", "pooler")
 
 
 # ---- images --------------------------------------------------------------------------------------------------------------------------
@@ -199,7 +205,7 @@ def test_images_are_prepared_as_preprocessor_config_says_at_the_size_to_run_at(s
     assert spec.preprocessing["resize"] == {"mode": "exact", "height": 24, "width": 32}
     assert (spec.preprocessing["interpolation"], spec.preprocessing["mean"]) == ("bicubic", [0.1, 0.2, 0.3])
     (note,) = spec.notes
-    assert "resampled to 24 x 32" in note
+    assert_mentions(note, "16 x 16", "24 x 32")
 
 
 def test_images_are_prepared_as_the_processor_of_both_towers_says() -> None:
@@ -216,7 +222,7 @@ def test_a_folder_without_a_preparation_gets_its_familys_and_says_so(saved: Path
     spec = inspect(saved)
     assert spec.preprocessing is not None
     assert (spec.preprocessing["interpolation"], spec.preprocessing["mean"]) == ("bilinear", [0.5, 0.5, 0.5])
-    assert any("no preprocessor_config.json" in note for note in spec.notes)
+    assert any("preprocessor_config.json" in note for note in spec.notes)
 
 
 def test_images_of_another_size_than_the_trained_one_are_told_of(saved: Path) -> None:
@@ -224,9 +230,9 @@ def test_images_of_another_size_than_the_trained_one_are_told_of(saved: Path) ->
     processor = {"do_center_crop": True, "crop_size": {"height": 8, "width": 24}, "size": {"shortest_edge": 32}}
     (saved / "preprocessor_config.json").write_text(json.dumps(processor))
     (note,) = inspect(saved).notes
-    assert "trained at 16 x 16 pixels, but preprocessor_config.json makes images of 8 x 24: give --img-size 8,24" in note
+    assert_mentions(note, "16 x 16", "preprocessor_config.json", "8 x 24", "--img-size 8,24")
     (note,) = inspect(saved, Options(img_size=(8, 24))).notes
-    assert "resampled to 8 x 24" in note
+    assert_mentions(note, "16 x 16", "8 x 24")
 
 
 @pytest.mark.parametrize("name", ["SiglipImageProcessor", "CLIPImageProcessor"])
@@ -240,14 +246,15 @@ def test_pixels_that_no_patch_covers_are_cut_off_the_prepared_image(name: str, t
     processor.save_pretrained(tmp_path)
     model, spec = load(tmp_path, outputs=["embedding"])
     assert spec.config.img_size == (24, 24)
-    assert spec.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images, which are prepared whole and then cut",)
+    (note,) = spec.notes
+    assert_mentions(note, 8, "24 x 24", "30 x 30")
     pixels = torch.randint(256, (70, 53, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8).numpy()
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     ours = torch.from_numpy(preprocess(pixels, Preprocessing.from_dict(spec.preprocessing)))[None]
     torch.testing.assert_close(ours, theirs[:, :, :24, :24], rtol=0, atol=2e-6)  # float32's rounding after each of three steps
     with torch.no_grad():
         torch.testing.assert_close(model(ours)[0], source(theirs).pooler_output, rtol=0, atol=1e-5)  # in float32
-    with pytest.raises(ConfigError, match="patches of 8 do not divide; the nearest sizes that work are 24 and 32"):
+    with raises(ConfigError, 30, 8, 24, 32):
         inspect(tmp_path, Options(img_size=(30, 30)))
     asked = inspect(tmp_path, Options(img_size=(32, 32))).preprocessing
     assert asked is not None
@@ -288,12 +295,10 @@ def test_what_config_json_leaves_out_has_the_default_of_its_model_type() -> None
 def test_buffers_of_older_versions_are_ignored() -> None:
     """position_ids and relative_position_index, which transformers once saved."""
     clip_plan = planned({"model_type": "clip"}, "vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
-    assert clip_plan.ignored == {
-        "vision_model.embeddings.position_ids": "numbers the positions",
-        "text_model.embeddings.position_ids": "the text tower",
-    }
+    assert clip_plan.ignored.keys() == {"vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"}
+    assert_mentions(clip_plan.ignored["text_model.embeddings.position_ids"], "text")
     index = "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"
-    assert planned({"model_type": "beit", "use_relative_position_bias": True}, index).ignored == {index: "derived from the sizes"}
+    assert planned({"model_type": "beit", "use_relative_position_bias": True}, index).ignored.keys() == {index}
 
 
 def test_planning_needs_no_torch(saved: Path) -> None:
