@@ -201,7 +201,7 @@ def test_a_table_that_is_no_square_takes_the_size_that_fits(tmp_path: Path) -> N
     shape = Shape(grid=(2, 5))
     arrays, images = parameters(shape, cls=True), pictures(shape)
     check(arrays, tmp_path, reference(arrays, images), images, Options(img_size=(16, 40)))
-    with raises(CheckpointError, 10, "square", "image size"):
+    with raises(CheckpointError, 10, "square", "--img-size"):
         load(tmp_path / "vit.npz")
 
 

@@ -1,6 +1,9 @@
 """The number of compared reference checkpoints is printed at the end of a run, with and without xdist workers."""
 
+from pathlib import Path
+
 import pytest
+import reference_count
 
 pytest_plugins = ["pytester"]
 
@@ -17,16 +20,24 @@ def test_other():
 """
 
 
+@pytest.fixture
+def folder(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A folder of tests with the plugin, loaded as tests/conftest.py loads it."""
+    pytester.makeini(f"[pytest]\npythonpath = {Path(reference_count.__file__).parent}")
+    pytester.makeconftest('pytest_plugins = ["reference_count"]')
+    return pytester
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_checkpoints_of_passed_tests_are_counted_once(workers: int, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(TEST)
-    result = pytester.runpytest_subprocess("-p", "reference_count", "-p", "no:randomly", "-n", str(workers))
+def test_the_checkpoints_of_passed_tests_are_counted_once(workers: int, folder: pytest.Pytester) -> None:
+    folder.makepyfile(TEST)
+    result = folder.runpytest_subprocess("-p", "no:randomly", "-n", str(workers))
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines(["*reference checkpoints: 3 * 2 *"])
 
 
-def test_a_run_without_reference_checkpoints_prints_no_count(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_other(): pass")
-    result = pytester.runpytest_inprocess("-p", "reference_count", "-p", "no:randomly", "-p", "no:xdist")
+def test_a_run_without_reference_checkpoints_prints_no_count(folder: pytest.Pytester) -> None:
+    folder.makepyfile("def test_other(): pass")
+    result = folder.runpytest_inprocess("-p", "no:randomly", "-p", "no:xdist")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*reference checkpoints*")

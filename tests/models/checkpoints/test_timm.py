@@ -290,7 +290,7 @@ def test_a_name_that_cannot_be_read_is_refused_by_name(name: str, facts: tuple[o
         ("eva02_tiny_patch14_224", {"rope_type": "mixed"}, ("rope_type", "'mixed'", "cat", "dinov3")),
         ("eva02_tiny_patch14_224", {"use_post_norm": True}, ("use_post_norm", "True")),
         ("eva02_tiny_patch14_224", {"num_kv_heads": 1, "attn_type": "rope"}, ("num_kv_heads", 1)),
-        ("eva02_tiny_patch14_224", {"use_fc_norm": True, "use_post_transformer_norm": True}, ("use_fc_norm", "use_post_transformer_norm")),
+        ("eva02_tiny_patch14_224", {"use_fc_norm": True, "use_post_transformer_norm": True}, ("use_fc_norm", "True")),
         ("eva02_tiny_patch14_224", {"ref_feat_shape": [1, 2, 3]}, ("ref_feat_shape",)),
         ("eva02_tiny_patch14_224", {"embed_dim": 18, "num_heads": 3}, ("rotary", 6, 4)),
         ("beit_base_patch16_224", {"global_pool": "map"}, ("global_pool", "'map'", "token", "avg")),
@@ -457,7 +457,7 @@ def test_a_gate_of_no_published_size_is_asked_for() -> None:
     ("options", "facts"),
     [
         ({"arch": "vit_small_patch16_224"}, ("vit_small_patch16_224", 384, 12, 1536, 192)),
-        ({"arch": "deit_tiny_distilled_patch16_224"}, ("deit_tiny_distilled_patch16_224", "distilled", "True", "False")),
+        ({"arch": "deit_tiny_distilled_patch16_224"}, ("VisionTransformerDistilled", "distilled", "True", "False")),
         ({"model_args": {"depth": "3"}}, ("depth", 3, 12)),
         ({"model_args": {"heads": "3"}}, ("--model-arg heads", "timm")),
         ({"model_args": {"rope_type": "cat"}}, ("rope_type", "VisionTransformer")),

@@ -218,8 +218,8 @@ def test_what_the_user_says_has_to_fit(options: Options, facts: tuple[object, ..
     [
         ("conv_proj.weight", (40, 3, 8, 4), ("conv_proj.weight", "8 x 4", "square")),
         ("conv_proj.weight", (40,), ("conv_proj.weight", "(40,)", "(width, channels, P, P)")),
-        ("encoder.pos_embedding", (1, 8, 40), ("encoder.pos_embedding", 7, "square", "image size")),
-        ("encoder.pos_embedding", (1, 1, 40), ("encoder.pos_embedding", 0)),
+        ("encoder.pos_embedding", (1, 8, 40), (7, "square", "--img-size")),
+        ("encoder.pos_embedding", (1, 1, 40), (0, "square", "--img-size")),
         ("encoder.layers.encoder_layer_3.ln_1.weight", (40,), ("numbered", 0, 1, 2)),
         ("conv_proj.0.0.weight", (40, 3, 3, 3), ("stem", "convolutions")),
         ("encoder.layers.encoder_layer_0.mlp.0.weight", None, ("encoder.layers.encoder_layer_0.mlp.0.weight", "missing")),
