@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vit_models import CheckpointError, Options, inspect, load
+from vit_models.checkpoints import openai_clip
+from vit_models.checkpoints.plan import CheckpointFile, TensorInfo
 
 pytestmark = pytest.mark.unit
 
@@ -142,7 +144,7 @@ def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
     compare(path, model)
 
 
-def test_a_published_shape_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_published_shape_is_known_by_its_name() -> None:
     """ViT-B/32, at a fraction of its image size; another name contradicts it."""
     sizes: dict[str, Any] = {
         "hidden_size": 768,
@@ -153,12 +155,15 @@ def test_a_published_shape_is_known_by_its_name(tmp_path: Path) -> None:
     }
     with torch.device("meta"):
         shapes = stored(hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(image_size=64, projection_dim=8, **sizes)))
-    half = {name: torch.empty(value.shape, dtype=torch.float16) for name, value in shapes.items()}
-    path = saved(tmp_path, {**half, **NUMBERS})
-    spec = inspect(path)
-    assert (spec.arch, spec.config.img_size) == ("ViT-B/32", (64, 64))
+    tensors = {name: TensorInfo(tuple(value.shape), "F16") for name, value in shapes.items()} | {
+        name: TensorInfo((), "I64") for name in NUMBERS
+    }
+    file = CheckpointFile(Path("clip.pt"), "torch", tensors, lambda name: NUMBERS[name])
+    assert openai_clip.recognise(file)
+    plan = openai_clip.plan(file, Options())
+    assert (plan.arch, plan.config.img_size) == ("ViT-B/32", (64, 64))
     with raises(CheckpointError, "--arch ViT-B/16", 16):
-        inspect(path, Options(arch="ViT-B/16"))
+        openai_clip.plan(file, Options(arch="ViT-B/16"))
 
 
 def test_positions_are_resampled_as_open_clip_resamples_the_same_weights(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from vit_models import CheckpointError, ConfigError, Options, ViT, inspect, load
 from vit_models.checkpoints import hugging_face
 from vit_models.checkpoints.plan import CheckpointFile, Plan, TensorInfo
 from vit_runtime.preprocess import Preprocessing, preprocess
+
+pytestmark = pytest.mark.unit
 
 # Both sides compute in float64; resampled tables and rotary angles are rounded to float32 all the same.
 TOLERANCE = 5e-6
@@ -299,19 +299,6 @@ def test_buffers_of_older_versions_are_ignored() -> None:
     assert_mentions(clip_plan.ignored["text_model.embeddings.position_ids"], "text")
     index = "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"
     assert planned({"model_type": "beit", "use_relative_position_bias": True}, index).ignored.keys() == {index}
-
-
-def test_planning_needs_no_torch(saved: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from vit_models.checkpoints import hugging_face\n"
-        "from vit_models.checkpoints.plan import CheckpointFile, Options\n"
-        "import json, pathlib\n"
-        f"document = json.loads(pathlib.Path({str(saved / 'config.json')!r}).read_text())\n"
-        "file = CheckpointFile(pathlib.Path('.'), 'safetensors', {}, lambda name: None, {'config.json': document})\n"
-        "print(hugging_face.recognise(file), hugging_face.plan(file, Options()).config.embed_dim)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False 24\n"
 
 
 def test_weights_are_shared_by_no_two_parameters(saved: Path) -> None:

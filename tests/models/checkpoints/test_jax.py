@@ -43,8 +43,8 @@ class Shape:
         return self.grid[0] * self.patch, self.grid[1] * self.patch
 
 
-def parameters(shape: Shape, cls: bool = False, table: str | None = "pos_embedding", probe: bool = False) -> dict[str, Array]:
-    """A network's arrays by big_vision's names, each drawn at random, small enough that epsilon shows."""
+def shapes_of(shape: Shape, cls: bool = False, table: str | None = "pos_embedding", probe: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's arrays by big_vision's names."""
     d, h = shape.width, shape.heads
     rows = shape.grid[0] * shape.grid[1] + (cls and table != "pos_embedding")
     shapes: dict[str, tuple[int, ...]] = {"embedding/kernel": (shape.patch, shape.patch, shape.channels, d), "embedding/bias": (d,)}
@@ -76,6 +76,12 @@ def parameters(shape: Shape, cls: bool = False, table: str | None = "pos_embeddi
         shapes |= dense("pre_logits", d, shape.representation)
     if shape.classes:
         shapes |= dense("head", shape.representation or d, shape.classes)
+    return shapes
+
+
+def parameters(shape: Shape, cls: bool = False, table: str | None = "pos_embedding", probe: bool = False) -> dict[str, Array]:
+    """A network's arrays with random values, so small that a wrong epsilon changes the outputs."""
+    shapes = shapes_of(shape, cls, table, probe)
     random = np.random.default_rng(11)
     drawn = {name: 0.05 * random.standard_normal(axes) for name, axes in shapes.items()}
     return {name: (array + name.endswith("/scale")).astype(np.float32) for name, array in drawn.items()}
@@ -276,21 +282,21 @@ def test_the_head_of_an_image_tower_beside_texts_is_a_projection(tmp_path: Path)
 
 
 def test_published_networks_are_named_and_an_imagenet_head_has_its_labels() -> None:
-    file = described(parameters(Shape(grid=(14, 14), patch=16, width=192, depth=12, heads=3, mlp=768, classes=1000), True, GOOGLE))
+    file = described(shapes_of(Shape(grid=(14, 14), patch=16, width=192, depth=12, heads=3, mlp=768, classes=1000), True, GOOGLE))
     plan = jax.plan(file, Options())
     assert plan.arch == "Ti/16"
     assert plan.labels is not None
     assert plan.labels[:2] == ("tench", "goldfish")
     assert plan.preprocessing is not None
     assert plan.preprocessing["resize"] == {"mode": "exact", "height": 224, "width": 224}
-    small = described(parameters(Shape(grid=(14, 14), patch=16, width=384, depth=12, heads=6, mlp=1536), table=None))
+    small = described(shapes_of(Shape(grid=(14, 14), patch=16, width=384, depth=12, heads=6, mlp=1536), table=None))
     assert jax.plan(small, Options()).config.img_size == (224, 224)
 
 
-def described(arrays: dict[str, Array]) -> CheckpointFile:
-    """A file of which only names and shapes are there."""
+def described(shapes: dict[str, tuple[int, ...]]) -> CheckpointFile:
+    """A file with names and shapes, and without values."""
     return CheckpointFile(
-        Path("vit.npz"), "npz", {name: TensorInfo(array.shape, "F32") for name, array in arrays.items()}, lambda _: torch.empty(0)
+        Path("vit.npz"), "npz", {name: TensorInfo(shape, "F32") for name, shape in shapes.items()}, lambda _: torch.empty(0)
     )
 
 
@@ -307,21 +313,21 @@ def described(arrays: dict[str, Array]) -> CheckpointFile:
     ],
 )
 def test_shapes_that_make_no_network_are_refused(name: str, shape: tuple[int, ...], facts: tuple[object, ...]) -> None:
-    arrays = parameters(Shape(), probe=True) | {name: np.empty(shape)}
+    shapes = shapes_of(Shape(), probe=True) | {name: shape}
     with raises(CheckpointError, *facts):
-        jax.plan(described(arrays), Options())
+        jax.plan(described(shapes), Options())
 
 
 def test_sines_and_cosines_need_a_width_that_they_fit() -> None:
     with raises(CheckpointError, "width", 42):
-        jax.plan(described(parameters(Shape(width=42, heads=2), table=None)), Options(img_size=(24, 24)))
+        jax.plan(described(shapes_of(Shape(width=42, heads=2), table=None)), Options(img_size=(24, 24)))
 
 
 def test_what_the_user_says_has_to_fit() -> None:
-    file = described(parameters(Shape()))
+    file = described(shapes_of(Shape()))
     with raises(CheckpointError, "--model-arg num_heads=4", 5):
         jax.plan(file, Options(model_args={"num_heads": "4"}))
 
 
 def test_other_sources_are_not_taken_for_flax() -> None:
-    assert not jax.recognise(described({"cls_token": np.empty((1, 1, 8)), "Transformer/encoder_norm/scale": np.empty(8)}))
+    assert not jax.recognise(described({"cls_token": (1, 1, 8), "Transformer/encoder_norm/scale": (8,)}))
