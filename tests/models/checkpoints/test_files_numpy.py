@@ -15,7 +15,7 @@ from vit_models.checkpoints.files import open_checkpoint
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("fresh_folder")]
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "Transformer/a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b": np.array([1, 2], np.float16),
     "fortran": np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)),

@@ -212,7 +212,7 @@ def test_images_are_prepared_as_the_processor_of_both_towers_says() -> None:
     """transformers 5 saves it inside processor_config.json."""
     nested = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}, "image_std": [0.1, 0.2, 0.3]}
     documents = {"config.json": {"model_type": "clip"}, "processor_config.json": {"image_processor": nested}}
-    file = CheckpointFile(Path("hub"), "safetensors", {}, torch.zeros, documents)
+    file = CheckpointFile(Path("hub"), "safetensors", {}, lambda name: torch.zeros(1), documents)
     prepared = hugging_face.plan(file, Options()).preprocessing
     assert prepared is not None
     assert prepared["std"] == [0.1, 0.2, 0.3]
