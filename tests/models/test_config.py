@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 
 from vit_models import ConfigError, ModelError, ViTConfig
 
@@ -47,7 +47,7 @@ def test_a_config_does_not_change_and_equal_ones_are_equal() -> None:
 def test_a_size_that_patches_do_not_divide_names_the_two_nearest_that_work(
     size: tuple[int, int], patch: int, facts: tuple[object, ...]
 ) -> None:
-    with raises(ConfigError, *facts):
+    with raises_mentioning(ConfigError, *facts):
         ViTConfig(img_size=size, patch_size=patch)
 
 
@@ -90,7 +90,7 @@ BAD: list[tuple[dict[str, Any], tuple[object, ...]]] = [
 
 @pytest.mark.parametrize(("fields", "facts"), BAD, ids=[str(fields) for fields, _ in BAD])
 def test_a_bad_config_is_an_error_of_one_line_that_names_the_field_and_the_value(fields: dict[str, Any], facts: tuple[object, ...]) -> None:
-    with raises(ConfigError, *facts):
+    with raises_mentioning(ConfigError, *facts):
         ViTConfig(**fields)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 
 from vit_models import ConfigError, Rope, ViT, ViTConfig
 from vit_models.shapes import parameter_shapes
@@ -72,10 +72,10 @@ def test_outputs_have_the_promised_shapes(kind: str) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], facts: tuple[object, ...]) -> None:
-    with raises(ConfigError, *facts):
+    with raises_mentioning(ConfigError, *facts):
         dataclasses.replace(BASE, **fields)
 
 
 def test_a_free_size_needs_positions_that_can_follow_it() -> None:
-    with raises(ConfigError, "relative position", "--img-size"):
+    with raises_mentioning(ConfigError, "relative position", "--img-size"):
         ViT(dataclasses.replace(BASE, rel_pos_bias=True), dynamic_size=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from networks import TINY, randomized
 from torch import Tensor
 from transformers import ViTConfig as TheirConfig
@@ -245,9 +245,9 @@ def test_without_a_head_the_network_ends_at_the_embedding():
 )
 def test_an_output_that_the_network_does_not_have_is_refused(fields: dict[str, Any], outputs: list[str], facts: tuple[object, ...]) -> None:
     config = changed(**fields)
-    with raises(ConfigError, *facts):
+    with raises_mentioning(ConfigError, *facts):
         check_outputs(config, outputs)
-    with raises(ConfigError, *facts):
+    with raises_mentioning(ConfigError, *facts):
         ViT(config, outputs)
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 
 from vit_models import ARCHS, DEFAULT_ARCH, DIGITS, ConfigError, UnknownArchError, ViT, arch_names, find_arch
 
@@ -95,11 +95,11 @@ def test_spellings_of_other_libraries_are_understood(spelling, name):
 
 def test_an_unknown_name_lists_the_nearest():
     assert issubclass(UnknownArchError, ConfigError)
-    with raises(UnknownArchError, "'ViT-B/17'", "ViT-B/16"):
+    with raises_mentioning(UnknownArchError, "'ViT-B/17'", "ViT-B/16"):
         find_arch("ViT-B/17")
 
 
 @pytest.mark.parametrize("name", ["", "???", "zzzzzzzz"])
 def test_a_name_that_is_like_no_other_leads_to_the_list(name):
-    with raises(UnknownArchError, f"{name!r}", "--list-archs"):
+    with raises_mentioning(UnknownArchError, f"{name!r}", "--list-archs"):
         find_arch(name)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from helpers import assert_mentions
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -162,7 +162,7 @@ def test_a_published_shape_is_known_by_its_name() -> None:
     assert openai_clip.recognise(file)
     plan = openai_clip.plan(file, Options())
     assert (plan.arch, plan.config.img_size) == ("ViT-B/32", (64, 64))
-    with raises(CheckpointError, "--arch ViT-B/16", 16):
+    with raises_mentioning(CheckpointError, "--arch ViT-B/16", 16):
         openai_clip.plan(file, Options(arch="ViT-B/16"))
 
 
@@ -305,17 +305,17 @@ def test_without_a_configuration_the_user_is_asked_for_what_no_shape_tells(tmp_p
     """One argument after another, in open_clip's own names; then it converts."""
     model = vision(hidden_act="quick_gelu")
     path = saved(tmp_path, {**stored(model), **TEXT})
-    with raises(CheckpointError, "--model-arg quick_gelu=true"):
+    with raises_mentioning(CheckpointError, "--model-arg quick_gelu=true"):
         inspect(path)
-    with raises(CheckpointError, 48, 3, "--model-arg head_width=64"):
+    with raises_mentioning(CheckpointError, 48, 3, "--model-arg head_width=64"):
         inspect(path, Options(model_args={"quick_gelu": "true"}))
     told = {"quick_gelu": "true", "head_width": "16"}
     compare(path, model, Options(model_args=told))
-    with raises(CheckpointError, "--model-arg heads", "open_clip", "quick_gelu"):
+    with raises_mentioning(CheckpointError, "--model-arg heads", "open_clip", "quick_gelu"):
         inspect(path, Options(model_args={**told, "heads": "3"}))
-    with raises(CheckpointError, "head_width", 15, 48):
+    with raises_mentioning(CheckpointError, "head_width", 15, 48):
         inspect(path, Options(model_args={**told, "head_width": "15"}))
-    with raises(CheckpointError, "--arch ViT-B-32"):
+    with raises_mentioning(CheckpointError, "--arch ViT-B-32"):
         inspect(path, Options(arch="ViT-B-32"))
 
 
@@ -323,7 +323,7 @@ def test_a_tower_without_ln_pre_and_configuration_has_to_say_how_it_pools(tmp_pa
     """CLIPA's, the published ones of that kind, average."""
     path = saved(tmp_path, {name: value for name, value in stored(vision()).items() if "ln_pre" not in name})
     told = {"quick_gelu": "false", "head_width": "16"}
-    with raises(CheckpointError, "--model-arg pool_type=avg"):
+    with raises_mentioning(CheckpointError, "--model-arg pool_type=avg"):
         inspect(path, Options(model_args=told))
     config = inspect(path, Options(model_args={**told, "pool_type": "avg", "final_ln_after_pool": "true"})).config
     assert (config.pool, config.final_norm, config.pre_norm) == ("mean", "pooled", False)
@@ -356,7 +356,7 @@ def test_a_configuration_that_no_network_has_is_refused_by_the_entry(
     changes: dict[str, Any], facts: tuple[object, ...], tmp_path: Path
 ) -> None:
     """One line, whatever JSON stands there."""
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         inspect(configured(tmp_path, stored(vision()), **changes))
 
 
@@ -367,12 +367,12 @@ def test_a_configuration_of_another_kind_is_refused(config: Any, tmp_path: Path)
     """It may hold anything."""
     path = saved(tmp_path, stored(vision()))
     (path / CONFIG).write_text(json.dumps(config))
-    with raises(CheckpointError, CONFIG):
+    with raises_mentioning(CheckpointError, CONFIG):
         inspect(path)
 
 
 def test_a_tower_of_another_kind_is_not_taken_for_one(tmp_path: Path) -> None:
     """A ResNet's names begin with visual., too."""
     path = saved(tmp_path, {"visual.conv1.weight": torch.zeros(8, 3, 3, 3), "visual.layer1.0.conv1.weight": torch.zeros(8, 8, 1, 1)})
-    with raises(CheckpointError, "Vision Transformer"):
+    with raises_mentioning(CheckpointError, "Vision Transformer"):
         inspect(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -201,7 +201,7 @@ def test_published_dino_networks_need_not_be_told() -> None:
 
 def test_other_networks_heads_are_asked_for() -> None:
     for module in (dino, dinov2, mae):
-        with raises(CheckpointError, "--model-arg num_heads=6"):
+        with raises_mentioning(CheckpointError, "--model-arg num_heads=6"):
             module.plan(described(shapes()), Options())
 
 
@@ -249,7 +249,7 @@ def test_dinov2_resamples_as_the_published_networks_or_as_told(
 
 
 def test_an_offset_that_no_network_has_is_refused() -> None:
-    with raises(CheckpointError, "interpolate_antialias=False", "interpolate_offset=0.5"):
+    with raises_mentioning(CheckpointError, "interpolate_antialias=False", "interpolate_offset=0.5"):
         dinov2.plan(described(with_scales(shapes())), Options(model_args=HEADS | {"interpolate_offset": "0.5"}))
 
 
@@ -266,7 +266,7 @@ def test_dinov2s_linear_classifier_reads_class_token_and_patch_mean(registers: i
 
 def test_a_classifier_of_four_blocks_is_refused() -> None:
     file = described(below("backbone.", with_scales(shapes())) | linear("linear_head", 200, 7))
-    with raises(CheckpointError, "linear_head", 200, 80):
+    with raises_mentioning(CheckpointError, "linear_head", 200, 80):
         dinov2.plan(file, Options(model_args=HEADS))
 
 
@@ -333,7 +333,7 @@ def test_dinov3_without_query_biases_and_with_the_other_epsilon(tmp_path: Path) 
 
 def test_dinov3_with_a_norm_of_its_own_for_the_class_token_is_refused() -> None:
     file = described({name: tuple(value.shape) for name, value in dinov3_state(False).items()} | norm("cls_norm", 48))
-    with raises(CheckpointError, "cls_norm"):
+    with raises_mentioning(CheckpointError, "cls_norm"):
         dinov3.plan(file, Options())
 
 
@@ -355,13 +355,13 @@ def test_published_dinov3_networks_are_named(width: int, depth: int, mlp: int, g
 
 def test_periods_that_fit_no_head_are_refused() -> None:
     file = described({name: tuple(value.shape) for name, value in dinov3_state(False).items()} | {"rope_embed.periods": (5,)})
-    with raises(CheckpointError, "periods", 5, 48):
+    with raises_mentioning(CheckpointError, "periods", 5, 48):
         dinov3.plan(file, Options())
 
 
 def test_a_norm_that_the_network_does_not_have_is_refused() -> None:
     file = described({name: tuple(value.shape) for name, value in dinov3_state(False).items()})
-    with raises(CheckpointError, "--model-arg norm_layer=rmsnorm", "layernormbf16", "layernorm"):
+    with raises_mentioning(CheckpointError, "--model-arg norm_layer=rmsnorm", "layernormbf16", "layernorm"):
         dinov3.plan(file, Options(model_args={"norm_layer": "rmsnorm"}))
 
 
@@ -421,5 +421,5 @@ def test_each_file_is_claimed_by_those_that_could_have_written_it(found: Shapes,
 def test_a_headless_network_is_ambiguous_only_where_it_is_resampled(tmp_path: Path) -> None:
     state, images = drawn(shapes()), pictures()
     check(state, tmp_path, reference(state, images), images)
-    with raises(CheckpointError, "DINO", "--format dino", "--format mae"):
+    with raises_mentioning(CheckpointError, "DINO", "--format dino", "--format mae"):
         load(tmp_path / "vit.pth", options=Options(img_size=(32, 32), model_args=HEADS))

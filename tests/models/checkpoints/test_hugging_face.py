@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from helpers import assert_mentions
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -150,25 +150,25 @@ def test_a_bare_encoder_has_no_labels_and_no_head(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_config_that_no_network_has_is_refused_by_name(saved: Path, changes: dict[str, Any], facts: tuple[object, ...]) -> None:
     edit(saved, **changes)
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         load(saved)
 
 
 def test_weights_without_a_config_are_refused(saved: Path) -> None:
     (saved / "config.json").unlink()
-    with raises(CheckpointError, "config.json"):
+    with raises_mentioning(CheckpointError, "config.json"):
         inspect(saved)
 
 
 def test_a_missing_head_is_missed_by_name(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file({name: value for name, value in weights.items() if "classifier" not in name}, saved / "model.safetensors")
-    with raises(CheckpointError, "missing", "classifier.bias", "classifier.weight"):
+    with raises_mentioning(CheckpointError, "missing", "classifier.bias", "classifier.weight"):
         inspect(saved)
 
 
 def test_what_config_json_says_is_not_asked_for(saved: Path) -> None:
-    with raises(CheckpointError, "--model-arg num_heads", "config.json"):
+    with raises_mentioning(CheckpointError, "--model-arg num_heads", "config.json"):
         inspect(saved, Options(model_args={"num_heads": "3"}))
 
 
@@ -183,7 +183,7 @@ def test_a_model_that_the_network_cannot_be_is_refused(
     model: Callable[[], hf.PreTrainedModel], facts: tuple[object, ...], tmp_path: Path
 ) -> None:
     model().save_pretrained(tmp_path)
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         inspect(tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_pixels_that_no_patch_covers_are_cut_off_the_prepared_image(name: str, t
     torch.testing.assert_close(ours, theirs[:, :, :24, :24], rtol=0, atol=2e-6)  # float32's rounding after each of three steps
     with torch.no_grad():
         torch.testing.assert_close(model(ours)[0], source(theirs).pooler_output, rtol=0, atol=1e-5)  # in float32
-    with raises(ConfigError, 30, 8, 24, 32):
+    with raises_mentioning(ConfigError, 30, 8, 24, 32):
         inspect(tmp_path, Options(img_size=(30, 30)))
     asked = inspect(tmp_path, Options(img_size=(32, 32))).preprocessing
     assert asked is not None

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 
 from vit_models.checkpoints import jax
 from vit_models.checkpoints.load import load
@@ -207,7 +207,7 @@ def test_a_table_that_is_no_square_takes_the_size_that_fits(tmp_path: Path) -> N
     shape = Shape(grid=(2, 5))
     arrays, images = parameters(shape, cls=True), pictures(shape)
     check(arrays, tmp_path, reference(arrays, images), images, Options(img_size=(16, 40)))
-    with raises(CheckpointError, 10, "square", "--img-size"):
+    with raises_mentioning(CheckpointError, 10, "square", "--img-size"):
         load(tmp_path / "vit.npz")
 
 
@@ -241,7 +241,7 @@ def test_positions_that_are_not_stored_are_computed_for_the_size_asked_for(tmp_p
     expected = reference(arrays, images, positions)
     spec = check(below("opt/target/", arrays), tmp_path, expected, images, Options(img_size=(24, 32)))
     assert any("posemb='sincos2d'" in note for note in spec.notes)
-    with raises(CheckpointError, "positions", "--img-size"):
+    with raises_mentioning(CheckpointError, "positions", "--img-size"):
         load(tmp_path / "vit.npz")
 
 
@@ -314,18 +314,18 @@ def described(shapes: dict[str, tuple[int, ...]]) -> CheckpointFile:
 )
 def test_shapes_that_make_no_network_are_refused(name: str, shape: tuple[int, ...], facts: tuple[object, ...]) -> None:
     shapes = shapes_of(Shape(), probe=True) | {name: shape}
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         jax.plan(described(shapes), Options())
 
 
 def test_sines_and_cosines_need_a_width_that_they_fit() -> None:
-    with raises(CheckpointError, "width", 42):
+    with raises_mentioning(CheckpointError, "width", 42):
         jax.plan(described(shapes_of(Shape(width=42, heads=2), table=None)), Options(img_size=(24, 24)))
 
 
 def test_what_the_user_says_has_to_fit() -> None:
     file = described(shapes_of(Shape()))
-    with raises(CheckpointError, "--model-arg num_heads=4", 5):
+    with raises_mentioning(CheckpointError, "--model-arg num_heads=4", 5):
         jax.plan(file, Options(model_args={"num_heads": "4"}))
 
 

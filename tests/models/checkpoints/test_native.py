@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import without_folder
 from helpers import assert_mentions, one_line
 from networks import TINY, initialized
 from safetensors.torch import save_file
@@ -42,12 +43,12 @@ def facts(**changes: Any) -> dict[str, str]:
 
 
 def refused(path: Path) -> str:
-    """The message of the error when the file is loaded: one line that contains the path."""
+    """The message of the error when the file is loaded: one line that contains the path, here without the test's folder."""
     with pytest.raises(CheckpointError) as error:
         load(path)
     message = one_line(error)
     assert str(path) in message
-    return message
+    return without_folder(message)
 
 
 def raw(path: Path, header: bytes, length: int | None = None, data: bytes = b"") -> Path:

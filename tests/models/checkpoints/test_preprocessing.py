@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 
 from vit_models.checkpoints.documents import Document
 from vit_models.checkpoints.imagenet import imagenet_labels
@@ -136,7 +136,7 @@ def test_steps_that_a_document_switches_off_change_nothing() -> None:
 )
 def test_what_no_hugging_face_document_may_say(document: dict[str, Any], facts: tuple[object, ...]) -> None:
     """One line that names the entry."""
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         from_hugging_face(document, (32, 32))
 
 
@@ -155,13 +155,13 @@ def test_what_no_hugging_face_document_may_say(document: dict[str, Any], facts: 
 )
 def test_what_no_timm_configuration_may_say(cfg: dict[str, Any], facts: tuple[object, ...]) -> None:
     """Modes that the runtime does not have, and values of other kinds."""
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         from_timm(cfg, (32, 32))
 
 
 def test_open_clips_longest_edge_is_refused() -> None:
     """It pads."""
-    with raises(CheckpointError, "resize_mode", "'longest'", "shortest", "squash"):
+    with raises_mentioning(CheckpointError, "resize_mode", "'longest'", "shortest", "squash"):
         from_open_clip({"resize_mode": "longest"}, (32, 32))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from helpers import assert_mentions
 from safetensors.torch import save_file
 
@@ -261,7 +261,7 @@ def test_a_name_may_have_a_tag_an_owner_or_be_of_an_earlier_timm() -> None:
     ],
 )
 def test_a_name_that_cannot_be_read_is_refused_by_name(name: str, facts: tuple[object, ...]) -> None:
-    with raises(CheckpointError, name, *facts):
+    with raises_mentioning(CheckpointError, name, *facts):
         find(name)
 
 
@@ -298,7 +298,7 @@ def test_a_name_that_cannot_be_read_is_refused_by_name(name: str, facts: tuple[o
 )
 def test_what_the_network_cannot_compute_is_refused_by_name(arch: str, args: dict[str, Any], facts: tuple[object, ...]) -> None:
     config = {**PLAIN, "architecture": arch, "model_args": {**SMALL, **args}}
-    with raises((CheckpointError, ConfigError), *facts):
+    with raises_mentioning((CheckpointError, ConfigError), *facts):
         timm.plan(shaped({"pos_embed": (1, 65, 16)}, {"config.json": config}), Options(img_size=(32, 32)))
 
 
@@ -317,7 +317,7 @@ def test_what_the_network_cannot_compute_is_refused_by_name(arch: str, args: dic
 )
 def test_a_config_of_the_wrong_kind_is_one_clear_line(change: dict[str, Any], facts: tuple[object, ...]) -> None:
     tensors = {"patch_embed.proj.weight": (192, 3, 16, 16), "pos_embed": (1, 5, 192)}
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         timm.plan(shaped(tensors, {"config.json": {**PLAIN, **change}}), Options())
 
 
@@ -375,7 +375,7 @@ def test_published_sizes_tell_the_number_of_heads(sizes: tuple[int, int, int], h
 
 def test_another_size_is_asked_for_in_one_line_and_then_read() -> None:
     tensors = vit_state(48, 2, 100, patch=4, grid=6)
-    with raises(CheckpointError, 48, 2, 100, "--model-arg num_heads=6", "--arch"):
+    with raises_mentioning(CheckpointError, 48, 2, 100, "--model-arg num_heads=6", "--arch"):
         planned(tensors)
     config = planned(tensors, model_args={"num_heads": "4"}).config
     assert (config.num_heads, config.mlp_dim, config.patch_size, config.img_size) == (4, 100, 4, (24, 24))
@@ -409,7 +409,7 @@ def test_positions_of_the_patches_alone_are_told_by_a_square() -> None:
 
 def test_a_table_that_is_no_square_needs_its_image_size() -> None:
     tensors = vit_state(192, 12, 768) | {"pos_embed": (1, 1 + 2 * 5, 192)}
-    with raises(CheckpointError, "--model-arg img_size=H,W"):
+    with raises_mentioning(CheckpointError, "--model-arg img_size=H,W"):
         planned(tensors)
     assert planned(tensors, model_args={"img_size": "80,32"}).config.img_size == (80, 32)
     assert planned(tensors, img_size=(32, 80)).config.img_size == (32, 80)
@@ -428,7 +428,7 @@ def clip_state() -> dict[str, Any]:
 
 
 def test_networks_that_only_differ_in_what_leaves_no_trace_are_asked_for() -> None:
-    with raises(CheckpointError, "vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"):
+    with raises_mentioning(CheckpointError, "vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"):
         planned(clip_state())
     config = planned(clip_state(), arch="vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b").config
     assert (config.activation, config.layer_norm_eps, config.pre_norm) == ("quick_gelu", 1e-5, True)
@@ -437,7 +437,7 @@ def test_networks_that_only_differ_in_what_leaves_no_trace_are_asked_for() -> No
 
 def test_rotary_positions_of_no_published_size_are_asked_for() -> None:
     tensors = vit_state(64, 2, 128, more={"gamma_1": (64,), "gamma_2": (64,)})
-    with raises(CheckpointError, "rotary"):
+    with raises_mentioning(CheckpointError, "rotary"):
         planned(tensors, model_args={"num_heads": "4"})
     told = {"num_heads": "4", "global_pool": "token"}
     config = planned(tensors, arch="vit_medium_patch16_rope_reg1_gap_256", model_args=told).config
@@ -447,7 +447,7 @@ def test_rotary_positions_of_no_published_size_are_asked_for() -> None:
 
 def test_a_gate_of_no_published_size_is_asked_for() -> None:
     tensors = vit_state(64, 2, 128) | {f"blocks.{index}.mlp.fc2.weight": (64, 64) for index in range(2)}
-    with raises(CheckpointError, "act_layer=silu"):
+    with raises_mentioning(CheckpointError, "act_layer=silu"):
         planned(tensors, model_args={"num_heads": "4"})
     config = planned(tensors, model_args={"num_heads": "4", "act_layer": "silu"}).config
     assert (config.gated_mlp, config.mlp_dim, config.activation) == (True, 64, "silu")
@@ -465,7 +465,7 @@ def test_a_gate_of_no_published_size_is_asked_for() -> None:
     ],
 )
 def test_what_the_user_says_has_to_fit_the_file(options: dict[str, Any], facts: tuple[object, ...]) -> None:
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         planned(vit_state(192, 12, 768), **options)
 
 
@@ -481,7 +481,7 @@ def test_a_training_checkpoint_names_its_architecture() -> None:
 
 def test_a_network_without_a_head_is_left_to_who_knows_it_unless_it_is_said_to_be_timms() -> None:
     tensors = vit_state(384, 12, 1536, classes=0)
-    with raises(CheckpointError, "timm", "DINO", "MAE"):
+    with raises_mentioning(CheckpointError, "timm", "DINO", "MAE"):
         planned(tensors)
     assert planned(tensors, format="timm").config == planned(tensors, arch="vit_small_patch16_224").config
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -194,7 +194,7 @@ def meta_state(size: int, patch: int, width: int, depth: int, mlp: int) -> dict[
 
 
 def test_the_number_of_heads_is_asked_for() -> None:
-    with raises(CheckpointError, "--model-arg num_heads=6", "--arch"):
+    with raises_mentioning(CheckpointError, "--model-arg num_heads=6", "--arch"):
         plan(state_dict(), Options())
 
 
@@ -209,7 +209,7 @@ def test_the_number_of_heads_is_asked_for() -> None:
     ],
 )
 def test_what_the_user_says_has_to_fit(options: Options, facts: tuple[object, ...]) -> None:
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         plan(state_dict(), options)
 
 
@@ -231,7 +231,7 @@ def test_shapes_that_make_no_network_are_refused(name: str, shape: tuple[int, ..
         del state[name]
     else:
         state[name] = torch.empty(shape)
-    with raises(CheckpointError, *facts):
+    with raises_mentioning(CheckpointError, *facts):
         plan(state)
 
 

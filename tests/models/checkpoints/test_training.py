@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import raises
+from checkpoint_files import raises_mentioning
 from helpers import assert_mentions
 from reference_cases import IN_REPOSITORY
 
@@ -82,7 +82,7 @@ def test_every_wrapper_holds_the_same_weights(name: str):
         assert all(torch.equal(asked.read(weight), ema.read(weight)) for weight in ema.tensors)
     else:
         assert file.notes == ()
-        with raises(CheckpointError, "EMA", "--weights", *(f"'{key}'" for key in keys)):
+        with raises_mentioning(CheckpointError, "EMA", "--weights", *(f"'{key}'" for key in keys)):
             open_checkpoint(folder / name, Options(weights="ema"))
 
 
@@ -157,25 +157,25 @@ def test_an_ema_alone_is_taken_and_said(opened: Open) -> None:
     assert not is_model(opened(checkpoint))
     (note,) = opened(checkpoint).notes
     assert_mentions(note, "EMA", "'teacher'")
-    with raises(CheckpointError, "--weights", "'teacher'"):
+    with raises_mentioning(CheckpointError, "--weights", "'teacher'"):
         opened(checkpoint, "model")
 
 
 @pytest.mark.parametrize(("checkpoint", "facts"), [(MODEL, ()), ({"model": MODEL}, ("'model'",))])
 def test_an_ema_that_is_not_there_is_not_given(opened: Open, checkpoint: dict[str, Any], facts: tuple[str, ...]) -> None:
-    with raises(CheckpointError, "EMA", "--weights", *facts):
+    with raises_mentioning(CheckpointError, "EMA", "--weights", *facts):
         opened(checkpoint, "ema")
     assert is_model(opened(checkpoint, "model"))
 
 
 def test_other_wishes_are_refused(opened: Open) -> None:
-    with raises(CheckpointError, "'best'", "ema", "model"):
+    with raises_mentioning(CheckpointError, "'best'", "ema", "model"):
         opened(MODEL, "best")
 
 
 @pytest.mark.parametrize("checkpoint", [{"model": MODEL, "state_dict": EMA}, {"model": MODEL, "ema": EMA, "model_ema": EMA}])
 def test_several_sets_of_weights_are_not_guessed_between(opened: Open, checkpoint: dict[str, Any]) -> None:
-    with raises(CheckpointError, "weights", *(f"'{name}'" for name in list(checkpoint)[-2:])):
+    with raises_mentioning(CheckpointError, "weights", *(f"'{name}'" for name in list(checkpoint)[-2:])):
         opened(checkpoint)
 
 
@@ -191,7 +191,7 @@ def test_weights_beside_those_taken_are_named(opened: Open) -> None:
 
 
 def test_weights_under_another_key_are_asked_for(opened: Open) -> None:
-    with raises(CheckpointError, "'mine'", "'epoch'"):
+    with raises_mentioning(CheckpointError, "'mine'", "'epoch'"):
         opened({"mine": MODEL, "epoch": 3})
 
 
@@ -235,7 +235,7 @@ def test_names_that_differ_in_front_stay(stored, clean):
 
 
 def test_two_names_that_become_one_are_refused():
-    with raises(CheckpointError, "'_orig_mod.a'", "'a'"):
+    with raises_mentioning(CheckpointError, "'_orig_mod.a'", "'a'"):
         clean_names(["a", "_orig_mod.a"])
 
 
@@ -263,7 +263,7 @@ def test_plain_values_of_endless_depth_and_number_are_left_out(opened: Open) -> 
 
 def test_numbers_between_the_tensors_are_no_weights(opened: Open) -> None:
     assert is_model(opened({**MODEL, "input_resolution": 224, "name": "vit", "bias": None}))
-    with raises(CheckpointError, "'history'", "list"):
+    with raises_mentioning(CheckpointError, "'history'", "list"):
         opened({**MODEL, "history": [1]})
 
 
@@ -271,5 +271,5 @@ def test_numpy_arrays_are_not_taken_for_tensors(tmp_path):
     stream = io.BytesIO()
     torch.save({**MODEL, "array": np.ones(2)}, stream)
     (tmp_path / "a.pth").write_bytes(stream.getvalue())
-    with raises(CheckpointError, "'array'", "numpy"):
+    with raises_mentioning(CheckpointError, "'array'", "numpy"):
         open_checkpoint(tmp_path / "a.pth")
