@@ -247,7 +247,7 @@ def test_positions_that_the_graph_resamples_are_taken_as_they_are_stored(tmp_pat
     assert onnx_graph.open_onnx(path).extras["img_size"] == (98, 56)
     recovered, spec = load(path, Options(img_size=(70, 70)))
     assert spec.trained_size == (70, 70)
-    stored = model.model.embeddings.position_embeddings.detach()[:, 1:]
+    stored = model.get_parameter("model.embeddings.position_embeddings").detach()[:, 1:]
     torch.testing.assert_close(recovered.get_parameter("embeddings.pos_embed")[:, 1:], stored, rtol=0, atol=0)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images = np.random.default_rng(1).standard_normal((1, 3, 98, 56), np.float32)

@@ -28,7 +28,7 @@ def folder(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_the_checkpoints_of_passed_tests_are_counted_once(workers: int, folder: pytest.Pytester) -> None:
     folder.makepyfile(TEST)
     result = folder.runpytest_subprocess("-p", "no:randomly", "-n", str(workers))
