@@ -1,11 +1,16 @@
 """At the end of a run, print how many reference checkpoints it compared: the repository contains only a part of them.
 
-A test records the name of the checkpoint as a property of its report, which xdist workers send to the controller.
+The name of the checkpoint is a property of the test's report, which xdist workers send to the controller.
 """
 
 import pytest
 
 PROPERTY = "reference_checkpoint"
+
+
+def count(name: str, request: pytest.FixtureRequest) -> None:
+    """Count the reference checkpoint if the test passes."""
+    request.node.user_properties.append((PROPERTY, name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

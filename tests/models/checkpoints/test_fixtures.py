@@ -3,7 +3,6 @@
 The repository contains some of them. Set VIT_DEPLOY_FIXTURES to the folder of the whole set to run all; see scripts/reference_cases.py.
 """
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from checkpoint_table import BEGIN, DOCUMENT, shapes
 from export_cache import ExportCache
 from helpers import assert_mentions
 from reference_cases import IN_REPOSITORY, TOLERANCE, VARIABLE, Case, Row, available_cases, cases, measure, reference
-from reference_count import PROPERTY
+from reference_count import count
 
 from vit_exporter import Changes, checkpoint_source
 from vit_models import inspect
@@ -65,12 +64,12 @@ def test_the_variable_names_the_folder_of_the_cases(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.unit
 @pytest.mark.parametrize("name", CASES)
-def test_gives_what_the_reference_implementation_gives(name: str, record_property: Callable[[str, object], None]) -> None:
+def test_gives_what_the_reference_implementation_gives(name: str, request: pytest.FixtureRequest) -> None:
     row = measured(name)
     assert row.worst < TOLERANCE, row.errors
     assert row.floors < 2  # float32 rounding alone explains the error
     assert row.errors.keys() & {"embedding", "logits", "tokens"}
-    record_property(PROPERTY, name)  # counts the case
+    count(name, request)
 
 
 @pytest.mark.unit

@@ -9,10 +9,11 @@ pytest_plugins = ["pytester"]
 
 TEST = """
 import pytest
+from reference_count import count
 
 @pytest.mark.parametrize("name", ["one/a", "one/b", "one/b", "two", "different"])
-def test_case(name, record_property):
-    record_property("reference_checkpoint", name)
+def test_case(name, request):
+    count(name, request)
     assert name != "different"
 
 def test_other():
@@ -31,7 +32,8 @@ def folder(pytester: pytest.Pytester) -> pytest.Pytester:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_checkpoints_of_passed_tests_are_counted_once(workers: int, folder: pytest.Pytester) -> None:
     folder.makepyfile(TEST)
-    result = folder.runpytest_subprocess("-p", "no:randomly", "-n", str(workers))
+    run = folder.runpytest_subprocess if workers else folder.runpytest_inprocess
+    result = run("-p", "no:randomly", "-n", str(workers), "--junitxml=report.xml", "-W", "error")
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines(["*reference checkpoints: 3 * 2 *"])
 
