@@ -16,6 +16,8 @@ from networks import SHALLOW, make_source
 from vit_exporter import Source
 from vit_runtime.manifest import Manifest, read_manifest
 
+pytest_plugins = ["reference_count"]  # prints the number of compared reference checkpoints
+
 # What a test with the marker `unit` must not call: these take seconds, or start another process that may.
 HEAVY = (("torch.onnx", "export"), ("onnxruntime", "InferenceSession"), ("openvino", "Core"), ("subprocess", "Popen"))
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from reference_cases import cases
 
 from vit_exporter.cli import main as export
 from vit_exporter.inspect import main
@@ -18,7 +18,7 @@ from vit_models import Options, inspect
 
 ROOT = Path(__file__).parents[2]
 CARRIED = ROOT / "tests" / "data" / "checkpoints"
-CASES = {case.name: case for case in runpy.run_path(str(ROOT / "scripts" / "checkpoint_table.py"))["cases"](CARRIED)}
+CASES = {case.name: case for case in cases(CARRIED)}
 TORCHVISION = CARRIED / "torchvision__vit_interpolate" / "vit_interpolate.pth"
 
 

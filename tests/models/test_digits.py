@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from vit_models import digits_checkpoint, load
@@ -11,10 +12,12 @@ from vit_models import digits_checkpoint, load
 load_digits = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "digits_data.py"))["load_digits"]
 
 
+@pytest.mark.unit
 def test_file_is_small_enough_to_ship() -> None:
     assert digits_checkpoint().stat().st_size <= 3_000_000
 
 
+@pytest.mark.unit
 def test_labels_are_the_ten_digits() -> None:
     assert load(digits_checkpoint())[1].labels == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 

@@ -1,4 +1,4 @@
-"""Position tables on another grid: each family's way, held against the code that the family itself calls."""
+"""Position tables on another grid: each family's method, compared with the code that the family itself calls."""
 
 from typing import get_args
 
@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from vit_models.config import Resample
 from vit_models.resample import resample_table
+
+pytestmark = pytest.mark.unit
 
 GRIDS = [((4, 4), (5, 6)), ((37, 37), (16, 16)), ((14, 14), (24, 9)), ((3, 5), (1, 20)), ((2, 2), (7, 7))]
 

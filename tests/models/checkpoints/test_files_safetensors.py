@@ -1,17 +1,18 @@
-"""What is read of safetensors, what is refused and in which words. Every broken file here is made by its test."""
+"""What is read of safetensors, and what is refused. Every broken file here is made by its test."""
 
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import WEIGHTS, assert_holds, refusal, safetensors, write
+from checkpoint_files import WEIGHTS, assert_holds, raises_mentioning, refusal, safetensors, write
+from helpers import assert_mentions
 from safetensors.torch import save_file
 
 from vit_models.checkpoints.files import open_checkpoint
 from vit_models.errors import CheckpointError
 
-pytestmark = pytest.mark.usefixtures("fresh_folder")
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("fresh_folder")]
 
 
 def test_safetensors_of_every_dtype():
@@ -35,49 +36,50 @@ F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "facts"),
     [
-        (safetensors({"a": F4}, bytes(4), length=1 << 62), "header claims"),
-        (safetensors({"a": F4}, bytes(4), length=200), "header claims 200 bytes, but the file has"),
-        (safetensors({"a": F4}, b"\0\0\0"), "cut off"),
-        (safetensors({"a": F4}, bytes(5)), "its tensors take 4 bytes, but 5 follow"),
-        (safetensors({"a": F4 | {"data_offsets": [4, 8]}}, bytes(8)), "'a' begins at byte 4, expected 0"),
-        (safetensors({"a": F4, "b": F4}, bytes(4)), "'b' begins at byte 0, expected 4"),
-        (safetensors({"a": F4 | {"data_offsets": [4, 0]}}, bytes(4)), "expected dtype, shape and data_offsets"),
-        (safetensors({"a": F4 | {"data_offsets": [0, 4.0]}}, bytes(4)), "expected dtype, shape and data_offsets"),
-        (safetensors({"a": {"dtype": "F32"}}, bytes(4)), "expected dtype, shape and data_offsets"),
-        (safetensors({"a": F4 | {"shape": [-1]}}, bytes(4)), "expected whole numbers"),
-        (safetensors({"a": F4 | {"shape": [True]}}, bytes(4)), "expected whole numbers"),
-        (safetensors({"a": F4 | {"shape": [10**6, 10**6]}}, bytes(4)), "claims the shape (1000000, 1000000)"),
-        (safetensors({"a": F4 | {"shape": [2**40, 2**40]}}, bytes(4)), "more than any file holds"),
-        (safetensors({"a": F4 | {"shape": [1] * 100}}, bytes(4)), "at most 16 whole numbers"),
-        (safetensors({"a": F4 | {"dtype": "F99"}}, bytes(4)), "dtype 'F99'"),
-        (safetensors(b'{"a":1,"a":2}'), "named twice"),
-        (safetensors(b"{" + b'"a":[' * 9000), "not valid JSON"),
-        (safetensors(b'{"a":' + b"[" * 200_000), "nested too deeply"),
-        (safetensors(b'{"a\xff":1}'), "not valid JSON"),
-        (safetensors(b'{"a":' + b"9" * 5000 + b"}"), "a whole number of 5000 digits"),
-        (safetensors(b'{"\\ud800":1}'), "not valid JSON"),
-        (safetensors({"__metadata__": {"a": 1}}), "metadata are not texts"),
-        (safetensors({}), "no weights"),
-        (safetensors({"a\nb": F4}, bytes(4)), r"'a\nb', expected a printable text"),
-        (safetensors({"x" * 1000: F4}, bytes(4)), "at most 512 characters"),
-        (safetensors(b"{" + b" " * (5 << 20) + b"}"), "expected at most 1,048,576"),
+        (safetensors({"a": F4 | {"data_offsets": [0, 400]}}, bytes(4)), ("'a'", 400)),
+        (safetensors({"a": F4}, bytes(4), length=1 << 62), ("header", f"{1 << 62:,}")),
+        (safetensors({"a": F4}, bytes(4), length=200), ("header", 200)),
+        (safetensors({"a": F4}, b"\0\0\0"), ("cut off",)),
+        (safetensors({"a": F4}, bytes(5)), (4, 5)),
+        (safetensors({"a": F4 | {"data_offsets": [4, 8]}}, bytes(8)), ("'a'", 4, 0)),
+        (safetensors({"a": F4, "b": F4}, bytes(4)), ("'b'", 0, 4)),
+        (safetensors({"a": F4 | {"data_offsets": [4, 0]}}, bytes(4)), ("'a'", "dtype", "shape", "data_offsets")),
+        (safetensors({"a": F4 | {"data_offsets": [0, 4.0]}}, bytes(4)), ("'a'", "dtype", "shape", "data_offsets")),
+        (safetensors({"a": {"dtype": "F32"}}, bytes(4)), ("'a'", "dtype", "shape", "data_offsets")),
+        (safetensors({"a": F4 | {"shape": [-1]}}, bytes(4)), ("'a'", "shape", "whole numbers")),
+        (safetensors({"a": F4 | {"shape": [True]}}, bytes(4)), ("'a'", "shape", "whole numbers")),
+        (safetensors({"a": F4 | {"shape": [10**6, 10**6]}}, bytes(4)), ("(1000000, 1000000)",)),
+        (safetensors({"a": F4 | {"shape": [2**40, 2**40]}}, bytes(4)), ("shape", "file")),
+        (safetensors({"a": F4 | {"shape": [1] * 100}}, bytes(4)), ("shape", 16)),
+        (safetensors({"a": F4 | {"dtype": "F99"}}, bytes(4)), ("dtype", "'F99'")),
+        (safetensors(b'{"a":1,"a":2}'), ("twice",)),
+        (safetensors(b"{" + b'"a":[' * 9000), ("JSON",)),
+        (safetensors(b'{"a":' + b"[" * 200_000), ("nested",)),
+        (safetensors(b'{"a\xff":1}'), ("JSON",)),
+        (safetensors(b'{"a":' + b"9" * 5000 + b"}"), (5000,)),
+        (safetensors(b'{"\\ud800":1}'), ("JSON",)),
+        (safetensors({"__metadata__": {"a": 1}}), ("metadata",)),
+        (safetensors({}), ("weights",)),
+        (safetensors({"a\nb": F4}, bytes(4)), (r"'a\nb'", "printable")),
+        (safetensors({"x" * 1000: F4}, bytes(4)), (512,)),
+        (safetensors(b"{" + b" " * (5 << 20) + b"}"), ("1,048,576",)),
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(data: bytes, said: str):
-    assert said in refusal(write("model.safetensors", data))
+def test_a_safetensors_header_that_lies_is_refused(data: bytes, facts: tuple[object, ...]):
+    assert_mentions(refusal(write("model.safetensors", data)), *facts)
 
 
 def test_dtypes_that_no_network_takes_are_listed_and_refused_when_read():
     save_file({"eight": torch.ones(2).to(torch.float8_e4m3fn), "a": torch.ones(2)}, "model.safetensors")
     file = open_checkpoint(Path("model.safetensors"))
     assert file.read("a").tolist() == [1, 1]
-    with pytest.raises(CheckpointError, match="eight is stored as float8_e4m3fn, expected plain floats"):
+    with raises_mentioning(CheckpointError, "eight", "float8_e4m3fn"):
         file.read("eight")
 
 
 def test_a_name_that_is_not_there_is_an_error():
     save_file(WEIGHTS, "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors has no tensor 'b'; expected one of its 2 names"):
+    with raises_mentioning(CheckpointError, "model.safetensors", "'b'", 2):
         open_checkpoint(Path("model.safetensors")).read("b")

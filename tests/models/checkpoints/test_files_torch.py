@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import WEIGHTS, assert_holds, refusal, torch_bytes, write
+from helpers import assert_mentions
 
 from vit_models.checkpoints.files import open_checkpoint
 
-pytestmark = pytest.mark.usefixtures("fresh_folder")
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("fresh_folder")]
 
 
 def state_dict() -> dict[str, torch.Tensor]:
@@ -59,7 +60,8 @@ def test_what_torch_saves_is_read_as_torch_reads_it(protocol: int, zipped: bool)
 def test_tensors_with_attributes_and_new_dtypes_are_read_as_their_numbers():
     """torch writes both in ways of their own."""
     tagged, parameter = torch.arange(4.0), torch.nn.Parameter(torch.ones(2))
-    tagged.tag = parameter.tag = "kept"
+    for tensor in (tagged, parameter):
+        setattr(tensor, "tag", "kept")  # noqa: B010 - tensors declare no such attribute
     weights = {"tagged": tagged, "parameter": parameter, "short": torch.arange(3).to(torch.uint16)}
     assert_holds(open_checkpoint(write("model.pth", torch_bytes(weights))), weights)
 
@@ -115,36 +117,34 @@ class Hostile:
 )
 def test_a_pickle_that_would_run_code_is_refused_by_name(zipped: bool, hidden: Any, evil: Hostile, named: str):
     message = refusal(write("model.pth", torch_bytes(hidden(evil), _use_new_zipfile_serialization=zipped)))
-    assert f"'{named}'" in message
-    assert "torch.save(model.state_dict(), path)" in message
+    assert_mentions(message, f"'{named}'", "torch.save(model.state_dict(), path)")
 
 
 def test_a_whole_model_is_refused_with_the_way_out():
     message = refusal(write("model.pth", torch_bytes(torch.nn.Linear(2, 2))))
-    assert "'torch.nn.modules.linear.Linear'" in message
-    assert "torch.save(model.state_dict(), path)" in message
+    assert_mentions(message, "'torch.nn.modules.linear.Linear'", "torch.save(model.state_dict(), path)")
 
 
 def test_a_plain_pickle_is_refused():
-    assert "plain pickle" in refusal(write("model.bin", pickle.dumps({"a": 1})))
+    assert "pickle" in refusal(write("model.bin", pickle.dumps({"a": 1})))
 
 
 @pytest.mark.parametrize(
-    ("tensor", "said"),
+    ("tensor", "fact"),
     [
-        (torch.ones(2, 2).to_sparse(), "_rebuild_sparse_tensor, expected a dense tensor"),
-        (torch.ones(2, dtype=torch.complex64), "complex64, expected plain floats"),
+        (torch.ones(2, 2).to_sparse(), "_rebuild_sparse_tensor"),
+        (torch.ones(2, dtype=torch.complex64), "complex64"),
     ],
 )
-def test_tensors_that_are_not_dense_floats_are_refused_by_name(tensor: torch.Tensor, said: str):
+def test_tensors_that_are_not_dense_floats_are_refused_by_name(tensor: torch.Tensor, fact: str):
     message = refusal(write("model.pth", torch_bytes({"model": {**WEIGHTS, "odd": tensor}})))
     assert "odd" in message
-    assert said in message
+    assert fact in message
 
 
 def test_quantised_tensors_are_refused_by_name(recwarn: pytest.WarningsRecorder):
     odd = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)  # warns that it will go
-    assert "'odd' is stored as torch._utils._rebuild_qtensor" in refusal(write("model.pth", torch_bytes({**WEIGHTS, "odd": odd})))
+    assert_mentions(refusal(write("model.pth", torch_bytes({**WEIGHTS, "odd": odd}))), "'odd'", "torch._utils._rebuild_qtensor")
 
 
 def changed(data: bytes, member: str, change: Any) -> bytes:
@@ -157,34 +157,43 @@ def changed(data: bytes, member: str, change: Any) -> bytes:
     return stream.getvalue()
 
 
+def without_local_header(data: bytes, member: bytes) -> bytes:
+    """A zip in which the 30 bytes before the member's first name, its local header, are zeros."""
+    end = data.index(member)
+    return data[: end - 30] + bytes(30) + data[end:]
+
+
 BIG = torch_bytes({"a": torch.arange(100.0)})  # 100 is written as K and one byte
 RUN = b"\x80\x02" + b"(" * 10 + b"t" * 10 + b"."
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "facts"),
     [
-        (changed(BIG, "data.pkl", lambda p: p.replace(b"Kd", b"K\xff")), "'a' claims more numbers than are stored"),
-        (changed(BIG, "data/0", lambda p: p[:-4]), "'a' claims more numbers than are stored"),
-        (changed(BIG, "data.pkl", lambda p: p[:-5]), "pickle is damaged"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02e."), "pickle is damaged"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02I10\n."), "opcode INT, which torch does not write"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02" + b"]" * 600_000 + b"."), "more than 500,000 steps"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02K\1K\2R."), "calls what is no name"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02K\1K\2K\3s."), "entries into what is no dict"),
-        (changed(BIG, "data.pkl", lambda p: RUN), "expected a state dict"),
-        (changed(BIG, "data.pkl", lambda p: b"\x80\x02}" + b"(" * 500 + b"}" + b"t" * 500 + b"K\1s."), "no weights"),
-        (changed(BIG, "byteorder", lambda p: b"big"), "not little-endian"),
-        (changed(BIG, "version", lambda p: p).replace(b"data.pkl", b"data.pkk"), "a zip of"),
-        (torch_bytes({"a": torch.ones(9)}, _use_new_zipfile_serialization=False)[:-1], "it ends in the middle of its numbers"),
-        (torch_bytes({1: torch.ones(9)}), "the name 1, expected a printable text"),
-        (torch_bytes([torch.ones(9)]), "it holds a list, expected a state dict"),
-        (torch_bytes({"a": torch.ones(9), "b": [1]}), "'b' is a list among tensors"),
-        (torch_bytes({"a": torch.ones(1).expand(1 << 40)}), "claim 4,398,046,511,104 bytes"),
+        (changed(BIG, "data.pkl", lambda p: p.replace(b"Kd", b"K\xff")), ("'a'", "stored")),
+        (changed(BIG, "data/0", lambda p: p[:-4]), ("'a'", "stored")),
+        (changed(BIG, "data.pkl", lambda p: p[:-5]), ("pickle", "damaged")),
+        (changed(BIG, "data.pkl", lambda p: b"\x80\x02e."), ("pickle", "damaged")),
+        (changed(BIG, "data.pkl", lambda p: b"\x80\x02I10\n."), ("opcode", "INT")),
+        pytest.param(
+            changed(BIG, "data.pkl", lambda p: b"\x80\x02" + b"]" * 600_000 + b"."), ("500,000",), marks=pytest.mark.full
+        ),  # seconds
+        (changed(BIG, "data.pkl", lambda p: b"\x80\x02K\1K\2R."), ("pickle", "calls")),
+        (changed(BIG, "data.pkl", lambda p: b"\x80\x02K\1K\2K\3s."), ("pickle", "dict")),
+        (changed(BIG, "data.pkl", lambda p: RUN), ("state dict",)),
+        (changed(BIG, "data.pkl", lambda p: b"\x80\x02}" + b"(" * 500 + b"}" + b"t" * 500 + b"K\1s."), ("weights",)),
+        (changed(BIG, "byteorder", lambda p: b"big"), ("little-endian",)),
+        (changed(BIG, "version", lambda p: p).replace(b"data.pkl", b"data.pkk"), ("zip",)),
+        (without_local_header(BIG, b"archive/data/0"), ("'archive/data/0'", "zip directory")),
+        (torch_bytes({"a": torch.ones(9)}, _use_new_zipfile_serialization=False)[:-1], ("ends",)),
+        (torch_bytes({1: torch.ones(9)}), ("name", 1, "printable")),
+        (torch_bytes([torch.ones(9)]), ("list", "state dict")),
+        (torch_bytes({"a": torch.ones(9), "b": [1]}), ("'b'", "list")),
+        (torch_bytes({"a": torch.ones(1).expand(1 << 40)}), ("4,398,046,511,104",)),
     ],
 )
-def test_a_torch_file_that_lies_is_refused(data: bytes, said: str):
-    assert said in refusal(write("model.pth", data))
+def test_a_torch_file_that_lies_is_refused(data: bytes, facts: tuple[object, ...]):
+    assert_mentions(refusal(write("model.pth", data)), *facts)
 
 
 def test_a_pickle_that_copies_the_same_long_value_forever_is_stopped():
@@ -193,7 +202,7 @@ def test_a_pickle_that_copies_the_same_long_value_forever_is_stopped():
     again = b"h\0h\1b0" * 10_000
     program = b"\x80\x02cargparse\nNamespace\n)\x81q\x00}(" + entries + b"uq\1" + again + b"."
     began = time.perf_counter()
-    assert "more than 500,000 steps" in refusal(write("model.pth", changed(BIG, "data.pkl", lambda p: program)))
+    assert_mentions(refusal(write("model.pth", changed(BIG, "data.pkl", lambda p: program))), "500,000")
     assert time.perf_counter() - began < 20
 
 
@@ -203,4 +212,4 @@ def test_the_tensors_of_a_torchscript_archive_are_read_and_its_code_is_not(recwa
     torch.jit.save(torch.jit.trace(module, torch.ones(1, 3)), "model.pt")  # warns that TorchScript will go
     file = open_checkpoint(Path("model.pt"))
     assert_holds(file, dict(module.state_dict()))
-    assert "its code plays no part" in file.notes[0]
+    assert "code" in file.notes[0]

@@ -1,7 +1,7 @@
-"""Damaged and hostile files by the thousand: `open_checkpoint` gives a checkpoint or one clear line, soon and in little memory.
+"""Damaged and hostile files by the thousand: `open_checkpoint` returns a checkpoint or raises one clear line, soon and in little memory.
 
-Seeds are fixed, so a failure repeats: its message has the container and the number of the input. The fast test takes some hundred inputs
-of each container, the slow one FUZZ_INPUTS (20,000 without that variable).
+Seeds are fixed, so a failure repeats: its message has the container and the number of the input. `make test` takes 100 inputs of each
+container, `make test-full` 300, and `make test-slow` FUZZ_INPUTS (20,000 without that variable).
 """
 
 import io
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import torch_bytes
 from safetensors.torch import save
 
 from vit_models.checkpoints.files import open_checkpoint
@@ -189,12 +190,6 @@ def index(rng: random.Random, data: bytes) -> bytes:
 # ---- the containers --------------------------------------------------------------------------------------------------------------------
 
 
-def torch_bytes(value: Any, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    torch.save(value, stream, **options)
-    return stream.getvalue()
-
-
 def npz_bytes(save_npz: Any) -> bytes:
     stream = io.BytesIO()
     save_npz(stream, **{f"Transformer/{name}": tensor.float().numpy() for name, tensor in WEIGHTS.items()})
@@ -259,7 +254,7 @@ def fuzz(container: str, folder: Path, inputs: int) -> dict[str, int]:
         except CheckpointError as error:
             counts["refused"] += 1
             said = str(error)
-        except BaseException as error:  # whatever it is, what was read must be told; pytest.raises could not
+        except BaseException as error:  # whatever it is, the message has to name the input; pytest.raises cannot
             raise AssertionError(f"{container} {n}: {error!r}") from error
         assert said.isprintable(), f"{container} {n}: {said}"
         assert time.perf_counter() - began < SECONDS, f"{container} {n}"
@@ -268,15 +263,17 @@ def fuzz(container: str, folder: Path, inputs: int) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.parametrize("inputs", [pytest.param(100, marks=pytest.mark.unit), pytest.param(300, marks=pytest.mark.full)])
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwarn: pytest.WarningsRecorder):
-    counts = fuzz(container, tmp_path, 300)  # TorchScript warns that it will go, zipfile of names that were made to be the same
-    assert counts["refused"] > 100
+def test_damaged_files_are_read_or_refused(container: str, inputs: int, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """TorchScript warns that it is deprecated, and zipfile of duplicate names."""
+    counts = fuzz(container, tmp_path, inputs)
+    assert counts["refused"] > inputs / 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_many_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwarn: pytest.WarningsRecorder):
+def test_many_damaged_files_are_read_or_refused(container: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     counts = fuzz(container, tmp_path, int(os.environ.get("FUZZ_INPUTS", "20000")))
     print(f"{container}: {counts}")
 
@@ -325,9 +322,11 @@ def said_and_peak(path: Path) -> tuple[str, int]:
     return said, peak
 
 
-@pytest.mark.parametrize("make", EXPENSIVE.values(), ids=EXPENSIVE)
-def test_the_most_expensive_texts_take_bounded_memory(make: Callable[[], bytes], tmp_path: Path):
-    (tmp_path / "weights").write_bytes(make())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in ("empty dicts", "marks") else name for name in EXPENSIVE]
+)
+def test_the_most_expensive_texts_take_bounded_memory(name: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(EXPENSIVE[name]())
     said, peak = said_and_peak(tmp_path / "weights")
     assert said.isprintable()
     assert peak < 2 * (tmp_path / "weights").stat().st_size + ALLOWED
@@ -338,5 +337,5 @@ def test_the_most_expensive_document_takes_bounded_memory(item: bytes, number: i
     (tmp_path / "model.safetensors").write_bytes(save(WEIGHTS))
     (tmp_path / "config.json").write_bytes(b'{"a":[' + b",".join([item] * number) + b"]}")
     said, peak = said_and_peak(tmp_path)
-    assert ("more than 250,000 commas and brackets" in said) is refused
+    assert ("250,000" in said) is refused
     assert peak < 2 * (tmp_path / "config.json").stat().st_size + ALLOWED

@@ -4,313 +4,40 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from checkpoint_files import raises_mentioning
+from helpers import assert_mentions
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from transformers_models import MODELS, VIT, output_names, randomize
 
 from vit_models import CheckpointError, ConfigError, Options, ViT, inspect, load
 from vit_models.checkpoints import hugging_face
 from vit_models.checkpoints.plan import CheckpointFile, Plan, TensorInfo
 from vit_runtime.preprocess import Preprocessing, preprocess
 
+pytestmark = pytest.mark.unit
+
 # Both sides compute in float64; resampled tables and rotary angles are rounded to float32 all the same.
 TOLERANCE = 5e-6
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "fc2", "down_proj")
-
-Outputs = dict[str, Tensor]
-
-
-class Case(NamedTuple):
-    """A model of transformers, what it computes for images, the size to run at, and whether that is another than the trained one.
-
-    `cut` pixels below and to the right of that size are for transformers only, whose patches do not reach them.
-    """
-
-    model: Callable[[], hf.PreTrainedModel]
-    outputs: Callable[[Any, Tensor], Outputs]
-    size: tuple[int, int]
-    resampled: bool = False
-    cut: int = 0
-
-
-def randomise(model: nn.Module, seed: int) -> None:
-    """Give every parameter its own numbers, on a residual stream so small that another eps would show."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.named_parameters():
-        noise = torch.randn(value.shape, generator=generator)
-        if value.ndim > 1 and "embed" not in name.split(".")[-1] and "token" not in name and "probe" not in name:
-            wide = value.shape[1:].numel() ** -0.5
-            small = any(part in name for part in OUTPUT_PROJECTIONS) or "patch" in name
-            noise = noise * wide * (0.05 if small else 1.0)
-        elif name.endswith(("weight", "lambda1", "lambda_1", "lambda_2")) and value.ndim == 1:
-            noise = 1 + 0.3 * noise
-        else:
-            noise = 0.05 * noise
-        value.data = noise
-
-
-def encoded(model: Any, images: Tensor, **options: Any) -> Any:
-    """What the base model puts out."""
-    if isinstance(model, hf.DINOv3ViTModel):  # whose base_model_prefix leads to its layers
-        return model(images)
-    return getattr(model, model.base_model_prefix, model)(images, **options)
-
-
-def class_token(model: Any, images: Tensor, **options: Any) -> Outputs:
-    tokens = encoded(model, images, **options).last_hidden_state
-    found = {"tokens": tokens, "embedding": tokens[:, 0]}
-    return found | ({"logits": model(images, **options).logits} if hasattr(model, "classifier") else {})
-
-
-def pooler(model: Any, images: Tensor, **options: Any) -> Outputs:
-    out = encoded(model, images, **options)
-    found = {"tokens": out.last_hidden_state, "embedding": out.pooler_output}
-    return found | ({"logits": model(images, **options).logits} if hasattr(model, "classifier") else {})
-
-
-def resized(outputs: Callable[..., Outputs]) -> Callable[[Any, Tensor], Outputs]:
-    return lambda model, images: outputs(model, images, interpolate_pos_encoding=True)
-
-
-def teacher(model: Any, images: Tensor) -> Outputs:
-    tokens = encoded(model, images).last_hidden_state
-    return {"tokens": tokens, "embedding": tokens[:, :2].flatten(1), "logits": model(images).logits}
-
-
-def averaged(model: Any, images: Tensor, **options: Any) -> Outputs:
-    tokens = encoded(model, images, **options).last_hidden_state
-    found = {"tokens": tokens, "embedding": tokens.mean(dim=1)}
-    return found | ({"logits": model(images, **options).logits} if hasattr(model, "classifier") else {})
-
-
-def siglip_classifier(model: Any, images: Tensor) -> Outputs:
-    tokens = model.vision_model(images).last_hidden_state
-    return {"tokens": tokens, "embedding": tokens.mean(dim=1), "logits": model(images).logits}
-
-
-def unmasked(model: Any, images: Tensor) -> Outputs:
-    patches = (images.shape[2] // model.config.patch_size) * (images.shape[3] // model.config.patch_size)
-    model.config.mask_ratio = 0.0
-    order = torch.arange(patches).expand(len(images), -1).double()
-    return class_token(model, images, noise=order)
-
-
-def beside_mean(prefix: int) -> Callable[[Any, Tensor], Outputs]:
-    def outputs(model: Any, images: Tensor) -> Outputs:
-        tokens = encoded(model, images).last_hidden_state
-        embedding = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1)
-        return {"tokens": tokens, "embedding": embedding, "logits": model(images).logits}
-
-    return outputs
-
-
-def clip_vision(model: Any, images: Tensor, **options: Any) -> Outputs:
-    tower = getattr(model, "vision_model", model)
-    out = tower(images, **options)
-    found = {"tokens": tower.post_layernorm(out.last_hidden_state), "embedding": out.pooler_output}
-    return found | ({"logits": model.visual_projection(out.pooler_output)} if hasattr(model, "visual_projection") else {})
-
-
-def clip_classifier(model: Any, images: Tensor) -> Outputs:
-    states = model.vision_model(images).last_hidden_state
-    tokens = model.vision_model.post_layernorm(states)
-    return {"tokens": tokens, "embedding": states[:, 1:].mean(dim=1), "logits": model(images).logits}
-
-
-def beit_pretraining(model: Any, images: Tensor) -> Outputs:
-    tokens = model.beit(images).last_hidden_state
-    return {"tokens": tokens, "embedding": tokens[:, 1:].mean(dim=1)}
-
-
-VIT: dict[str, Any] = {
-    "hidden_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 5,
-    "intermediate_size": 72,
-    "patch_size": 4,
-    "num_labels": 6,
-}
-WIDE: dict[str, Any] = {
-    "hidden_size": 36,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 50,
-    "patch_size": 6,
-    "num_labels": 3,
-}
-TEXT: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20, "vocab_size": 30}
-RELATIVE: dict[str, Any] = {"use_relative_position_bias": True, "layer_norm_eps": 1e-5}
-
-
-def clip(**vision: Any) -> hf.CLIPConfig:
-    return hf.CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=22)
-
-
-CASES = {
-    "vit, wide images, gelu_new": Case(
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT, image_size=[12, 20], hidden_act="gelu_new", layer_norm_eps=1e-5)),
-        class_token,
-        (12, 20),
-    ),
-    "vit, odd image, relu, one channel": Case(
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(**WIDE, image_size=21, hidden_act="relu", num_channels=1)),
-        class_token,
-        (18, 18),
-        cut=3,
-    ),
-    "vit, another size": Case(
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT, image_size=20, qkv_bias=False)), resized(class_token), (28, 12), True
-    ),
-    "vit with a pooler, silu": Case(
-        lambda: hf.ViTModel(hf.ViTConfig(**VIT, image_size=16, pooler_output_size=24, hidden_act="silu")), pooler, (16, 16)
-    ),
-    "vit without a pooler": Case(
-        lambda: hf.ViTModel(hf.ViTConfig(**WIDE, image_size=12, hidden_act="quick_gelu"), add_pooling_layer=False), class_token, (12, 12)
-    ),
-    "deit and its teacher": Case(
-        lambda: hf.DeiTForImageClassificationWithTeacher(hf.DeiTConfig(**VIT, image_size=[20, 8], layer_norm_eps=1e-4)), teacher, (20, 8)
-    ),
-    "deit, another size": Case(
-        lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**WIDE, image_size=18)), resized(class_token), (24, 12), True
-    ),
-    "deit, base model": Case(lambda: hf.DeiTModel(hf.DeiTConfig(**VIT, image_size=12)), pooler, (12, 12)),
-    "mae, base model": Case(lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VIT, image_size=16)), unmasked, (16, 16)),
-    "mae, with its decoder": Case(
-        lambda: hf.ViTMAEForPreTraining(
-            hf.ViTMAEConfig(**WIDE, image_size=12, decoder_hidden_size=8, decoder_num_hidden_layers=2, decoder_num_attention_heads=2)
-        ),
-        unmasked,
-        (12, 12),
-    ),
-    "msn": Case(lambda: hf.ViTMSNForImageClassification(hf.ViTMSNConfig(**VIT, image_size=16)), resized(class_token), (24, 8), True),
-    "ijepa": Case(lambda: hf.IJepaForImageClassification(hf.IJepaConfig(**VIT, image_size=12)), resized(averaged), (8, 20), True),
-    "ijepa, base model": Case(lambda: hf.IJepaModel(hf.IJepaConfig(**WIDE, image_size=[12, 18])), averaged, (12, 18)),
-    "dinov2, swiglu": Case(
-        lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**VIT, image_size=16, mlp_ratio=3, use_swiglu_ffn=True)),
-        beside_mean(1),
-        (16, 16),
-    ),
-    "dinov2, odd image": Case(lambda: hf.Dinov2Model(hf.Dinov2Config(**WIDE, image_size=23)), class_token, (18, 18), cut=5),
-    "dinov2, another size": Case(
-        lambda: hf.Dinov2Model(hf.Dinov2Config(**WIDE, image_size=30, qkv_bias=False, hidden_act="gelu_pytorch_tanh")),
-        class_token,
-        (24, 42),
-        True,
-    ),
-    "dinov2, registers, another size": Case(
-        lambda: hf.Dinov2WithRegistersForImageClassification(hf.Dinov2WithRegistersConfig(**VIT, image_size=24, num_register_tokens=3)),
-        beside_mean(4),
-        (12, 32),
-        True,
-    ),
-    "dinov2, registers, swiglu": Case(
-        lambda: hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**WIDE, image_size=12, use_swiglu_ffn=True)), class_token, (12, 12)
-    ),
-    "dinov3": Case(
-        lambda: hf.DINOv3ViTModel(
-            hf.DINOv3ViTConfig(**VIT, image_size=16, num_register_tokens=2, key_bias=True, proj_bias=False, rope_theta=50.0)
-        ),
-        pooler,
-        (12, 24),
-        True,
-    ),
-    "dinov3, odd image": Case(lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**VIT, image_size=15)), pooler, (12, 12), cut=3),
-    "dinov3, gated, no registers": Case(
-        lambda: hf.DINOv3ViTModel(
-            hf.DINOv3ViTConfig(
-                **(VIT | {"num_attention_heads": 2}), image_size=8, query_bias=False, mlp_bias=False, use_gated_mlp=True, hidden_act="silu"
-            )
-        ),
-        pooler,
-        (8, 8),
-    ),
-    "clip, vision model": Case(
-        lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**VIT, image_size=16, hidden_act="silu")), resized(clip_vision), (12, 20), True
-    ),
-    "clip, projected": Case(
-        lambda: hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**WIDE, image_size=20, projection_dim=14, layer_norm_eps=1e-3)),
-        clip_vision,
-        (18, 18),
-        cut=2,
-    ),
-    "clip, both towers": Case(lambda: hf.CLIPModel(clip(**VIT, image_size=12)), resized(clip_vision), (16, 8), True),
-    "clip, classifier": Case(
-        lambda: hf.CLIPForImageClassification(clip(**(VIT | {"num_labels": 2}), image_size=12)), clip_classifier, (12, 12)
-    ),
-    "siglip, vision model": Case(
-        lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**(VIT | {"patch_size": 8}), image_size=30, hidden_act="gelu")),
-        pooler,
-        (24, 24),
-        cut=6,
-    ),
-    "siglip, both towers": Case(
-        lambda: hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config={**WIDE, "image_size": 12})),
-        lambda model, images: pooler(model.vision_model, images, interpolate_pos_encoding=True),
-        (18, 24),
-        True,
-    ),
-    "siglip without a pooling head": Case(
-        lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**WIDE, image_size=12, vision_use_head=False)), averaged, (12, 12)
-    ),
-    "siglip, classifier": Case(
-        lambda: hf.SiglipForImageClassification(hf.SiglipConfig(text_config=TEXT, vision_config={**VIT, "image_size": 12})),
-        siglip_classifier,
-        (12, 12),
-    ),
-    "beit": Case(lambda: hf.BeitForImageClassification(hf.BeitConfig(**VIT, **RELATIVE, image_size=20)), pooler, (20, 20)),
-    "beit, odd image": Case(
-        lambda: hf.BeitModel(hf.BeitConfig(**VIT, **RELATIVE, image_size=18, use_absolute_position_embeddings=True)),
-        pooler,
-        (16, 16),
-        cut=2,
-    ),
-    "beit, wide images": Case(lambda: hf.BeitForImageClassification(hf.BeitConfig(**VIT, **RELATIVE, image_size=[8, 20])), pooler, (8, 20)),
-    "beit, another size": Case(
-        lambda: hf.BeitForImageClassification(hf.BeitConfig(**WIDE, **RELATIVE, image_size=24, hidden_act="relu")), pooler, (18, 36), True
-    ),
-    "beit, every kind of positions, another size": Case(
-        lambda: hf.BeitModel(
-            hf.BeitConfig(
-                **VIT, **RELATIVE, image_size=16, use_shared_relative_position_bias=True, use_absolute_position_embeddings=True,
-                layer_scale_init_value=0.0, use_mean_pooling=False,
-            )
-        ),
-        pooler,
-        (12, 24),
-        True,
-    ),
-    "beit, learned positions, another size": Case(
-        lambda: hf.BeitModel(hf.BeitConfig(**WIDE, image_size=24, use_absolute_position_embeddings=True)), pooler, (30, 18), True
-    ),
-    "beit, before fine-tuning": Case(
-        lambda: hf.BeitForMaskedImageModeling(
-            hf.BeitConfig(**VIT, image_size=12, use_shared_relative_position_bias=True, use_mask_token=True, vocab_size=11)
-        ),
-        beit_pretraining,
-        (12, 12),
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("old_names", [True, False], ids=["old names", "new names"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_network_gives_the_numbers_of_transformers(name: str, old_names: bool, tmp_path: Path) -> None:
     """Logits, embedding and tokens, at the trained size and at others, whichever names the weights were saved under."""
-    case = CASES[name]
+    case = MODELS[name]
     source = case.model().eval()
-    randomise(source, seed=len(name))
+    randomize(source, seed=len(name))
     source.save_pretrained(tmp_path, save_original_format=old_names)
     options = Options(img_size=case.size if case.resampled else None)
-    ours, spec = load(tmp_path, options, outputs=_outputs(inspect(tmp_path, options).config.num_classes))
+    ours, spec = load(tmp_path, options, outputs=output_names(inspect(tmp_path, options).config.num_classes))
     assert spec.config.img_size == case.size
     assert spec.arch == type(source).__name__
     rows, columns = case.size
@@ -320,16 +47,12 @@ def test_the_network_gives_the_numbers_of_transformers(name: str, old_names: boo
         found = dict(zip(ours.outputs, ours.double()(images[:, :, :rows, :columns]), strict=True))
     assert found.keys() == expected.keys()
     for output, value in expected.items():
-        torch.testing.assert_close(found[output], value, rtol=0, atol=TOLERANCE, msg=lambda text, output=output: f"{output}: {text}")
-
-
-def _outputs(num_classes: int) -> tuple[str, ...]:
-    return (("logits",) if num_classes else ()) + ("embedding", "tokens")
+        torch.testing.assert_close(found[output], value, rtol=0, atol=TOLERANCE, msg=f"{output} differs")
 
 
 @pytest.mark.parametrize("name", ["clip, vision model", "siglip, vision model"])
 def test_a_bare_tower_may_have_the_prefix_that_transformers_4_wrote(name: str, tmp_path: Path) -> None:
-    CASES[name].model().save_pretrained(tmp_path)
+    MODELS[name].model().save_pretrained(tmp_path)
     plain = load(tmp_path)[0].state_dict()
     weights = load_file(tmp_path / "model.safetensors")
     assert not any(name.startswith("vision_model.") for name in weights)
@@ -339,9 +62,9 @@ def test_a_bare_tower_may_have_the_prefix_that_transformers_4_wrote(name: str, t
 
 def test_the_attention_is_that_of_the_last_layer(tmp_path: Path) -> None:
     """With relative positions, whose bias the class token's row has, too."""
-    source = CASES["beit"].model().eval()
+    source = MODELS["beit"].model().eval()
     source.set_attn_implementation("eager")
-    randomise(source, seed=3)
+    randomize(source, seed=3)
     source.save_pretrained(tmp_path)
     images = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -388,84 +111,88 @@ def test_a_class_that_is_not_named_is_told_by_its_head(saved: Path) -> None:
 
 
 def test_a_bare_encoder_has_no_labels_and_no_head(tmp_path: Path) -> None:
-    config = hf.Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, image_size=14, num_labels=4)
-    hf.Dinov2Model(config).save_pretrained(tmp_path)
+    fields: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 14, "num_labels": 4}
+    hf.Dinov2Model(hf.Dinov2Config(**fields)).save_pretrained(tmp_path)
     spec = inspect(tmp_path)
     assert (spec.labels, spec.config.num_classes) == (None, 0)
-    assert spec.ignored == {"embeddings.mask_token": "stands in for masked patches in training"}
+    assert spec.ignored.keys() == {"embeddings.mask_token"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert', expected one of vit, deit"),
-        ({"model_type": "siglip2"}, "NaFlex.*model_type siglip"),
-        ({"model_type": 7}, "model_type is 7, expected a text"),
-        ({"model_type": None}, "config.json has no model_type"),
-        ({"architectures": ["ViTForDepth"]}, r"architectures is \['ViTForDepth'\], expected one of ViTModel, ViTForImageClass"),
-        ({"architectures": "ViTModel"}, "architectures is 'ViTModel', expected one of"),
-        ({"hidden_act": "gelu_magic"}, "hidden_act is 'gelu_magic', expected one of gelu"),
-        ({"hidden_act": {"name": "gelu"}}, "hidden_act is .*, expected a text"),
-        ({"layer_norm_eps": "tiny"}, "layer_norm_eps is 'tiny', expected a number"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps 0"),
-        ({"qkv_bias": "yes"}, "qkv_bias is 'yes', expected true or false"),
-        ({"qkv_bias": False}, r"unexpected vit\.encoder\.layer\.0\.attention\.attention\.key\.bias"),
-        ({"id2label": {"0": "ant", "1": "bee"}}, r"id2label names 2 classes, but classifier\.weight has 5 rows"),
-        ({"id2label": {"0": "ant", "2": "bee"}}, "id2label is .*, expected a name for every number from 0"),
-        ({"id2label": ["ant", "bee"]}, "id2label holds .*, expected a JSON object"),
-        ({"patch_size": [8, 4]}, r"patch_size is \[8, 4\], expected a whole number, or two equal ones"),
-        ({"patch_size": 0}, "patch_size is 0"),
-        ({"image_size": [16, 16, 3]}, r"image_size is .*, expected a whole number or \[height, width\]"),
-        ({"image_size": 4}, "image height 0"),
-        ({"image_size": 32}, r"position_embeddings is \(1, 5, 24\), expected \(1, 17, 24\)"),
-        ({"num_attention_heads": 5}, "embed_dim 24 with 5 heads"),
-        ({"num_hidden_layers": 1}, r"unexpected vit\.encoder\.layer\.1\."),
-        ({"num_hidden_layers": 3}, r"missing vit\.encoder\.layer\.2\."),
-        ({"num_hidden_layers": 10**9}, "depth 1000000000"),
-        ({"hidden_size": 10**12}, "hidden_size is 1000000000000, expected a whole number"),
+        ({"model_type": "bert"}, ("model_type", "'bert'", "vit", "deit")),
+        ({"model_type": "siglip2"}, ("NaFlex", "siglip")),
+        ({"model_type": 7}, ("model_type", 7, "text")),
+        ({"model_type": None}, ("config.json", "model_type")),
+        ({"architectures": ["ViTForDepth"]}, ("architectures", "['ViTForDepth']", "ViTModel", "ViTForImageClassification")),
+        ({"architectures": "ViTModel"}, ("architectures", "'ViTModel'", "ViTForImageClassification")),
+        ({"hidden_act": "gelu_magic"}, ("hidden_act", "'gelu_magic'", "gelu")),
+        ({"hidden_act": {"name": "gelu"}}, ("hidden_act", "{'name': 'gelu'}", "text")),
+        ({"layer_norm_eps": "tiny"}, ("layer_norm_eps", "'tiny'")),
+        ({"layer_norm_eps": 0}, ("layer_norm_eps", "0.0")),
+        ({"qkv_bias": "yes"}, ("qkv_bias", "'yes'", "true", "false")),
+        ({"qkv_bias": False}, ("unexpected", "vit.encoder.layer.0.attention.attention.key.bias")),
+        ({"id2label": {"0": "ant", "1": "bee"}}, ("id2label", 2, "classifier.weight", 5)),
+        ({"id2label": {"0": "ant", "2": "bee"}}, ("id2label", "{'0': 'ant', '2': 'bee'}", 0)),
+        ({"id2label": ["ant", "bee"]}, ("id2label", "JSON")),
+        ({"patch_size": [8, 4]}, ("patch_size", "[8, 4]")),
+        ({"patch_size": 0}, ("patch_size", 0)),
+        ({"image_size": [16, 16, 3]}, ("image_size", "[16, 16, 3]", "[height, width]")),
+        ({"image_size": 4}, ("height", 0)),
+        ({"image_size": 32}, ("vit.embeddings.position_embeddings", "(1, 5, 24)", "(1, 17, 24)")),
+        ({"num_attention_heads": 5}, ("embed_dim", 24, 5)),
+        ({"num_hidden_layers": 1}, ("unexpected", "vit.encoder.layer.1.attention.attention.key.bias")),
+        ({"num_hidden_layers": 3}, ("missing", "vit.encoder.layer.2.attention.attention.key.bias")),
+        ({"num_hidden_layers": 10**9}, ("depth", 10**9)),
+        ({"hidden_size": 10**12}, ("hidden_size", 10**12)),
     ],
 )  # fmt: skip
-def test_a_config_that_no_network_has_is_refused_by_name(saved: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_config_that_no_network_has_is_refused_by_name(saved: Path, changes: dict[str, Any], facts: tuple[object, ...]) -> None:
     edit(saved, **changes)
-    with pytest.raises(CheckpointError, match=message):
+    with raises_mentioning(CheckpointError, *facts):
         load(saved)
 
 
 def test_weights_without_a_config_are_refused(saved: Path) -> None:
     (saved / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no config\.json beside the weights.*put the model's config\.json"):
+    with raises_mentioning(CheckpointError, "config.json"):
         inspect(saved)
 
 
 def test_a_missing_head_is_missed_by_name(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file({name: value for name, value in weights.items() if "classifier" not in name}, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing classifier\.bias, classifier\.weight"):
+    with raises_mentioning(CheckpointError, "missing", "classifier.bias", "classifier.weight"):
         inspect(saved)
 
 
 def test_what_config_json_says_is_not_asked_for(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"got --model-arg num_heads, but config\.json says"):
+    with raises_mentioning(CheckpointError, "--model-arg num_heads", "config.json"):
         inspect(saved, Options(model_args={"num_heads": "3"}))
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "facts"),
     [
-        (lambda: hf.ViTModel(hf.ViTConfig(**VIT, image_size=8, pooler_act="relu")), "pooler_act is 'relu', expected tanh"),
-        (lambda: hf.Dinov2Model(hf.Dinov2Config(**VIT, image_size=[8, 16])), r"image_size is \[8, 16\], expected a square one"),
+        (lambda: hf.ViTModel(hf.ViTConfig(**VIT, image_size=8, pooler_act="relu")), ("pooler_act", "'relu'", "tanh")),
+        (lambda: hf.Dinov2Model(hf.Dinov2Config(**VIT, image_size=[8, 16])), ("image_size", "[8, 16]", "square")),
     ],
 )
-def test_a_model_that_the_network_cannot_be_is_refused(model: Callable[[], hf.PreTrainedModel], message: str, tmp_path: Path) -> None:
+def test_a_model_that_the_network_cannot_be_is_refused(
+    model: Callable[[], hf.PreTrainedModel], facts: tuple[object, ...], tmp_path: Path
+) -> None:
     model().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with raises_mentioning(CheckpointError, *facts):
         inspect(tmp_path)
 
 
 def test_a_pooler_that_the_classifier_does_not_read_is_ignored(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file(weights | {"vit.pooler.dense.weight": torch.ones(24, 24)}, saved / "model.safetensors")
-    assert inspect(saved).ignored == {"vit.pooler.dense.weight": "ViTForImageClassification does not read the pooler"}
+    ignored = inspect(saved).ignored
+    assert ignored.keys() == {"vit.pooler.dense.weight"}
+    assert_mentions(ignored["vit.pooler.dense.weight"], "ViTForImageClassification", "pooler")
 
 
 # ---- images --------------------------------------------------------------------------------------------------------------------------
@@ -478,14 +205,14 @@ def test_images_are_prepared_as_preprocessor_config_says_at_the_size_to_run_at(s
     assert spec.preprocessing["resize"] == {"mode": "exact", "height": 24, "width": 32}
     assert (spec.preprocessing["interpolation"], spec.preprocessing["mean"]) == ("bicubic", [0.1, 0.2, 0.3])
     (note,) = spec.notes
-    assert "resampled to 24 x 32" in note
+    assert_mentions(note, "16 x 16", "24 x 32")
 
 
 def test_images_are_prepared_as_the_processor_of_both_towers_says() -> None:
     """transformers 5 saves it inside processor_config.json."""
     nested = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}, "image_std": [0.1, 0.2, 0.3]}
     documents = {"config.json": {"model_type": "clip"}, "processor_config.json": {"image_processor": nested}}
-    file = CheckpointFile(Path("hub"), "safetensors", {}, torch.zeros, documents)
+    file = CheckpointFile(Path("hub"), "safetensors", {}, lambda name: torch.zeros(1), documents)
     prepared = hugging_face.plan(file, Options()).preprocessing
     assert prepared is not None
     assert prepared["std"] == [0.1, 0.2, 0.3]
@@ -495,7 +222,7 @@ def test_a_folder_without_a_preparation_gets_its_familys_and_says_so(saved: Path
     spec = inspect(saved)
     assert spec.preprocessing is not None
     assert (spec.preprocessing["interpolation"], spec.preprocessing["mean"]) == ("bilinear", [0.5, 0.5, 0.5])
-    assert any("no preprocessor_config.json" in note for note in spec.notes)
+    assert any("preprocessor_config.json" in note for note in spec.notes)
 
 
 def test_images_of_another_size_than_the_trained_one_are_told_of(saved: Path) -> None:
@@ -503,30 +230,31 @@ def test_images_of_another_size_than_the_trained_one_are_told_of(saved: Path) ->
     processor = {"do_center_crop": True, "crop_size": {"height": 8, "width": 24}, "size": {"shortest_edge": 32}}
     (saved / "preprocessor_config.json").write_text(json.dumps(processor))
     (note,) = inspect(saved).notes
-    assert "trained at 16 x 16 pixels, but preprocessor_config.json makes images of 8 x 24: give --img-size 8,24" in note
+    assert_mentions(note, "16 x 16", "preprocessor_config.json", "8 x 24", "--img-size 8,24")
     (note,) = inspect(saved, Options(img_size=(8, 24))).notes
-    assert "resampled to 8 x 24" in note
+    assert_mentions(note, "16 x 16", "8 x 24")
 
 
 @pytest.mark.parametrize("name", ["SiglipImageProcessor", "CLIPImageProcessor"])
 def test_pixels_that_no_patch_covers_are_cut_off_the_prepared_image(name: str, tmp_path: Path) -> None:
     """As in google/siglip-so400m-patch14-384: 27 patches of 14 cover 378 pixels. From the photograph on, the pixels are transformers'."""
     source = hf.SiglipVisionModel(hf.SiglipVisionConfig(**(VIT | {"patch_size": 8}), image_size=30)).eval()
-    randomise(source, seed=5)
+    randomize(source, seed=5)
     source.save_pretrained(tmp_path)
     sizes = {"size": {"height": 30, "width": 30}} if "Siglip" in name else {"size": {"shortest_edge": 33}, "crop_size": 30}
     processor = (getattr(hf, f"{name}Pil", None) or getattr(hf, name))(**sizes)
     processor.save_pretrained(tmp_path)
     model, spec = load(tmp_path, outputs=["embedding"])
     assert spec.config.img_size == (24, 24)
-    assert spec.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images, which are prepared whole and then cut",)
+    (note,) = spec.notes
+    assert_mentions(note, 8, "24 x 24", "30 x 30")
     pixels = torch.randint(256, (70, 53, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8).numpy()
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     ours = torch.from_numpy(preprocess(pixels, Preprocessing.from_dict(spec.preprocessing)))[None]
     torch.testing.assert_close(ours, theirs[:, :, :24, :24], rtol=0, atol=2e-6)  # float32's rounding after each of three steps
     with torch.no_grad():
         torch.testing.assert_close(model(ours)[0], source(theirs).pooler_output, rtol=0, atol=1e-5)  # in float32
-    with pytest.raises(ConfigError, match="patches of 8 do not divide; the nearest sizes that work are 24 and 32"):
+    with raises_mentioning(ConfigError, 30, 8, 24, 32):
         inspect(tmp_path, Options(img_size=(30, 30)))
     asked = inspect(tmp_path, Options(img_size=(32, 32))).preprocessing
     assert asked is not None
@@ -567,25 +295,10 @@ def test_what_config_json_leaves_out_has_the_default_of_its_model_type() -> None
 def test_buffers_of_older_versions_are_ignored() -> None:
     """position_ids and relative_position_index, which transformers once saved."""
     clip_plan = planned({"model_type": "clip"}, "vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
-    assert clip_plan.ignored == {
-        "vision_model.embeddings.position_ids": "numbers the positions",
-        "text_model.embeddings.position_ids": "the text tower",
-    }
+    assert clip_plan.ignored.keys() == {"vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"}
+    assert_mentions(clip_plan.ignored["text_model.embeddings.position_ids"], "text")
     index = "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"
-    assert planned({"model_type": "beit", "use_relative_position_bias": True}, index).ignored == {index: "derived from the sizes"}
-
-
-def test_planning_needs_no_torch(saved: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from vit_models.checkpoints import hugging_face\n"
-        "from vit_models.checkpoints.plan import CheckpointFile, Options\n"
-        "import json, pathlib\n"
-        f"document = json.loads(pathlib.Path({str(saved / 'config.json')!r}).read_text())\n"
-        "file = CheckpointFile(pathlib.Path('.'), 'safetensors', {}, lambda name: None, {'config.json': document})\n"
-        "print(hugging_face.recognise(file), hugging_face.plan(file, Options()).config.embed_dim)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False 24\n"
+    assert planned({"model_type": "beit", "use_relative_position_bias": True}, index).ignored.keys() == {index}
 
 
 def test_weights_are_shared_by_no_two_parameters(saved: Path) -> None:

@@ -5,51 +5,61 @@ import hashlib
 import json
 import random
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import without_folder
+from helpers import assert_mentions, one_line
+from networks import TINY, initialized
 from safetensors.torch import save_file
+from torch import Tensor
 
-from vit_models import CheckpointError, Rope, ViT, ViTConfig, init_weights, load, save_checkpoint
+from vit_models import CheckpointError, Rope, ViT, load, save_checkpoint
 
-TINY = ViTConfig(img_size=(16, 24), patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_dim=24, num_classes=4)
+pytestmark = pytest.mark.unit
+
+CONFIG = dataclasses.replace(TINY, img_size=(16, 24), embed_dim=16, mlp_dim=24, num_classes=4)
 LABELS = ["zero", "one", "two", "três"]
 
 
 @pytest.fixture
 def model() -> ViT:
-    return init_weights(ViT(TINY), 1)
+    return initialized(CONFIG)
 
 
 @pytest.fixture
-def path(tmp_path, model):
+def path(tmp_path: Path, model: ViT) -> Path:
     save_checkpoint(tmp_path / "vit.safetensors", model, LABELS, {"mean": [0.5, 0.5, 0.5]})
     return tmp_path / "vit.safetensors"
 
 
-def facts(**changes) -> dict[str, str]:
-    """The file's own metadata; None takes an entry out."""
-    entries = {"config": dataclasses.asdict(TINY), **changes}
+def facts(**changes: Any) -> dict[str, str]:
+    """The metadata of a file; None removes an entry."""
+    entries = {"config": dataclasses.asdict(CONFIG), **changes}
     return {"vit_deploy": json.dumps({name: value for name, value in entries.items() if value is not None})}
 
 
-def refused(path) -> str:
-    with pytest.raises(CheckpointError) as raised:
+def refused(path: Path) -> str:
+    """The message of the error when the file is loaded: one line that contains the path, here without the test's folder."""
+    with pytest.raises(CheckpointError) as error:
         load(path)
-    assert str(path) in str(raised.value)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    message = one_line(error)
+    assert str(path) in message
+    return without_folder(message)
 
 
-def raw(path, header: bytes, length: int | None = None, data: bytes = b""):
-    """A safetensors file by hand: the header's length in 8 bytes, the header, the numbers."""
+def raw(path: Path, header: bytes, length: int | None = None, data: bytes = b"") -> Path:
+    """A safetensors file by hand: the header's length in 8 bytes, the header, the values."""
     path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
     return path
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(path, model):
     loaded, spec = load(path)
-    assert spec.config == loaded.config == TINY
+    assert spec.config == loaded.config == CONFIG
     assert spec.format == "vit-deploy"
     assert spec.labels == tuple(LABELS)
     assert spec.preprocessing == {"mean": [0.5, 0.5, 0.5]}
@@ -76,7 +86,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(path, model):
     ids=str,
 )
 def test_every_kind_of_network_comes_back(tmp_path, changes):
-    model = init_weights(ViT(dataclasses.replace(TINY, **changes)))
+    model = initialized(dataclasses.replace(CONFIG, **changes))
     save_checkpoint(tmp_path / "vit.safetensors", model)
     loaded, spec = load(tmp_path / "vit.safetensors")
     assert spec.config == model.config
@@ -111,12 +121,13 @@ def test_a_header_that_lies_about_its_length_is_refused(tmp_path, path, length):
     refused(raw(tmp_path / "lie.safetensors", content[8:], length))
 
 
-def test_a_header_changed_at_random_loads_or_is_refused_and_nothing_else(tmp_path, path):
-    """Seeded: every run tries the same damage."""
+@pytest.mark.parametrize("inputs", [100, pytest.param(400, marks=pytest.mark.full)])
+def test_a_header_changed_at_random_loads_or_is_refused_and_nothing_else(inputs: int, tmp_path: Path, path: Path) -> None:
+    """The seed is fixed: every run tries the same damage."""
     content = path.read_bytes()
     end = 8 + struct.unpack("<Q", content[:8])[0]
     rng, damaged, survived = random.Random(5), tmp_path / "damaged.safetensors", 0
-    for _ in range(400):
+    for _ in range(inputs):
         octets = bytearray(content)
         for _ in range(rng.choice([1, 1, 2, 8])):
             octets[rng.randrange(end)] = rng.choice([rng.randrange(256), *b'0123456789{}[]",:-'])
@@ -125,8 +136,8 @@ def test_a_header_changed_at_random_loads_or_is_refused_and_nothing_else(tmp_pat
             load(damaged)
             survived += 1
         except CheckpointError as error:
-            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
-    assert survived < 200  # a changed label or digest may pass, most damage must not
+            assert "\n" not in str(error)  # noqa: PT017 - both outcomes are correct
+    assert survived < inputs / 2  # a changed label or digest may pass, most damage must not
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
@@ -158,7 +169,7 @@ def test_safetensors_without_our_facts_are_refused(tmp_path, model, metadata):
 # --- files that contradict themselves ---------------------------------------------------------------------------------
 
 
-def contradicted(tmp_path, model, change, metadata=None) -> str:
+def contradicted(tmp_path: Path, model: ViT, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None) -> str:
     state = {name: values.clone() for name, values in model.state_dict().items()}
     change(state)
     save_file(state, tmp_path / "wrong.safetensors", metadata=metadata or facts())
@@ -167,23 +178,23 @@ def contradicted(tmp_path, model, change, metadata=None) -> str:
 
 def test_a_missing_tensor_is_named(tmp_path, model):
     message = contradicted(tmp_path, model, lambda state: state.pop("blocks.1.attn.qkv.bias"))
-    assert "missing blocks.1.attn.qkv.bias" in message
+    assert_mentions(message, "missing", "blocks.1.attn.qkv.bias")
 
 
 def test_an_unexpected_tensor_is_named(tmp_path, model):
     message = contradicted(tmp_path, model, lambda state: state.update({"blocks.0.ls1.gamma": torch.ones(16)}))
-    assert "unexpected blocks.0.ls1.gamma" in message
+    assert_mentions(message, "unexpected", "blocks.0.ls1.gamma")
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path, model):
     message = contradicted(tmp_path, model, lambda state: state.update({"norm.weight": torch.ones(17)}))
-    assert "norm.weight is (17,), expected (16,)" in message
+    assert_mentions(message, "norm.weight", "(17,)", "(16,)")
 
 
-@pytest.mark.parametrize(("dtype", "said"), [(torch.int32, "I32"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")])
-def test_a_tensor_that_holds_no_floats_is_named(tmp_path, model, dtype, said):
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int32, "I32"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_a_tensor_that_holds_no_floats_is_named(tmp_path, model, dtype, name):
     message = contradicted(tmp_path, model, lambda state: state.update({"norm.weight": torch.ones(16).to(dtype)}))
-    assert f"not float norm.weight ({said})" in message
+    assert_mentions(message, "float", "norm.weight", name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -198,19 +209,22 @@ def test_other_floats_are_widened_or_rounded_to_float32(tmp_path, model, dtype):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_single_number_that_is_none_is_found(tmp_path, model, value):
     message = contradicted(tmp_path, model, lambda state: state["blocks.0.mlp.fc1.weight"].view(-1)[137].fill_(value))
-    assert "blocks.0.mlp.fc1.weight holds NaN or Inf" in message
+    assert_mentions(message, "blocks.0.mlp.fc1.weight", "NaN", "Inf")
 
 
 def test_many_faults_are_summed_up_in_one_line(tmp_path, model):
-    def change(state):
+    def change(state: dict[str, Tensor]) -> None:
         for name in list(state)[:9]:
             del state[name]
 
-    assert "and 6 more" in contradicted(tmp_path, model, change)
+    removed = sorted(list(model.state_dict())[:9])
+    message = contradicted(tmp_path, model, change)
+    assert_mentions(message, *removed[:3], 6)
+    assert not any(name in message for name in removed[3:])
 
 
-def config(**changes):
-    return {**dataclasses.asdict(TINY), **changes}
+def config(**changes: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(CONFIG), **changes}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+from checkpoint_files import raises_mentioning
 
 from vit_models.checkpoints.documents import Document
 from vit_models.checkpoints.imagenet import imagenet_labels
 from vit_models.checkpoints.preprocessing import IMAGENET, OPENAI, from_hugging_face, from_open_clip, from_timm, recipe, resized, top_left
 from vit_models.errors import CheckpointError
 from vit_runtime.preprocess import CoverResize, ExactResize, Preprocessing, ShortestEdgeResize
+
+pytestmark = pytest.mark.unit
 
 BIT = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
 
@@ -107,65 +110,58 @@ def test_steps_that_a_document_switches_off_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "words"),
+    ("document", "facts"),
     [
-        (
-            {"image_processor_type": "LevitImageProcessor"},
-            "wants the image processor LevitImageProcessor, expected one of ViTImageProcessor",
-        ),
-        ({"image_processor_type": 3}, "image_processor_type is 3, expected a text"),
-        ({"size": "224"}, "size is '224', expected a whole number"),
-        ({"size": {"shortest_edge": 224}}, "resizes the shortest edge and crops nothing"),
-        ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "expected height and width or shortest_edge"),
-        ({"size": {"height": "x", "width": 3}}, "height is 'x', expected a whole number"),
-        ({"do_resize": False, "do_center_crop": True}, "crops without resizing"),
-        ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "crop_size is .*, expected height and width$"),
-        ({"do_center_crop": True, "crop_size": {"height": 0, "width": 3}}, "crop_size is .*, expected a height and width above 0"),
-        ({"do_center_crop": True, "size": 2**30}, "side of .* pixels, expected 1 to 65536"),
-        ({"do_pad": True}, "do_pad is True"),
-        ({"do_resize": "yes"}, "do_resize is 'yes', expected true or false"),
-        ({"resample": 9}, "resample is 9, expected Pillow's number of a filter"),
-        ({"resample": [3]}, "resample is .3., expected a whole number"),
-        ({"image_mean": [0.5, 0.4]}, "image_mean is .*, expected one number for each of 3 channels"),
-        ({"image_mean": []}, "image_mean is .*, expected one number for each of 3 channels"),
-        ({"image_mean": {"r": 1}}, "image_mean is .*, expected a number"),
-        ({"image_std": [0.5, 0.0, 0.5]}, r"divided by \[0.5, 0.0, 0.5\], expected numbers other than 0"),
-        ({"rescale_factor": 0}, "multiplied by 0.0"),
-        ({"rescale_factor": float("nan")}, "rescale_factor is nan, expected a number"),
+        ({"image_processor_type": "LevitImageProcessor"}, ("LevitImageProcessor", "ViTImageProcessor")),
+        ({"image_processor_type": 3}, ("image_processor_type", 3, "text")),
+        ({"size": "224"}, ("size", "'224'")),
+        ({"size": {"shortest_edge": 224}}, ("shortest edge",)),
+        ({"size": {"shortest_edge": 224, "longest_edge": 300}}, ("height", "width", "shortest_edge", 300)),
+        ({"size": {"height": "x", "width": 3}}, ("height", "'x'")),
+        ({"do_resize": False, "do_center_crop": True}, ("crops", "resizing")),
+        ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, ("crop_size", "height", "width", "{'shortest_edge': 3}")),
+        ({"do_center_crop": True, "crop_size": {"height": 0, "width": 3}}, ("crop_size", "height", 0, 3)),
+        ({"do_center_crop": True, "size": 2**30}, (65536,)),
+        ({"do_pad": True}, ("do_pad", "True")),
+        ({"do_resize": "yes"}, ("do_resize", "'yes'", "true", "false")),
+        ({"resample": 9}, ("resample", 9, "Pillow")),
+        ({"resample": [3]}, ("resample", "[3]")),
+        ({"image_mean": [0.5, 0.4]}, ("image_mean", "[0.5, 0.4]", 3)),
+        ({"image_mean": []}, ("image_mean", "[]", 3)),
+        ({"image_mean": {"r": 1}}, ("image_mean", "{'r': 1}")),
+        ({"image_std": [0.5, 0.0, 0.5]}, ("[0.5, 0.0, 0.5]", 0)),
+        ({"rescale_factor": 0}, ("0.0",)),
+        ({"rescale_factor": float("nan")}, ("rescale_factor", "nan")),
     ],
 )
-def test_what_no_hugging_face_document_may_say(document: dict[str, Any], words: str) -> None:
+def test_what_no_hugging_face_document_may_say(document: dict[str, Any], facts: tuple[object, ...]) -> None:
     """One line that names the entry."""
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with raises_mentioning(CheckpointError, *facts):
         from_hugging_face(document, (32, 32))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("cfg", "words"),
+    ("cfg", "facts"),
     [
-        ({"crop_mode": "border"}, "crop_mode is 'border', expected center or squash"),
-        ({"crop_pct": -1}, "crop_pct is -1, expected a number above 0"),
-        ({"crop_pct": 1e-9}, "side of .* pixels, expected 1 to 65536"),
-        ({"interpolation": "random"}, "interpolation is 'random', expected one of nearest"),
-        ({"input_size": "3"}, "input_size is '3', expected .channels, height, width."),
-        ({"input_size": [2, 32, 32], "mean": [0.5], "std": [0.5]}, "images of 2 channels, expected 3 .* or 1"),
-        (
-            {"input_size": [1, 32, 32], "mean": [0.4, 0.5, 0.6]},
-            "mean is .*, expected one number for each of 1 channels, as the network was trained with",
-        ),
-        ({"mean": [0.1, "x", 0.3]}, "mean is 'x', expected a number"),
+        ({"crop_mode": "border"}, ("crop_mode", "'border'", "center", "squash")),
+        ({"crop_pct": -1}, ("crop_pct", -1)),
+        ({"crop_pct": 1e-9}, (65536,)),
+        ({"interpolation": "random"}, ("interpolation", "'random'", "nearest")),
+        ({"input_size": "3"}, ("input_size", "'3'", "channels", "height", "width")),
+        ({"input_size": [2, 32, 32], "mean": [0.5], "std": [0.5]}, ("channels", 2, 3, 1)),
+        ({"input_size": [1, 32, 32], "mean": [0.4, 0.5, 0.6]}, ("mean", "[0.4, 0.5, 0.6]", 1)),
+        ({"mean": [0.1, "x", 0.3]}, ("mean", "'x'")),
     ],
 )
-def test_what_no_timm_configuration_may_say(cfg: dict[str, Any], words: str) -> None:
+def test_what_no_timm_configuration_may_say(cfg: dict[str, Any], facts: tuple[object, ...]) -> None:
     """Modes that the runtime does not have, and values of other kinds."""
-    with pytest.raises(CheckpointError, match=words):
+    with raises_mentioning(CheckpointError, *facts):
         from_timm(cfg, (32, 32))
 
 
 def test_open_clips_longest_edge_is_refused() -> None:
     """It pads."""
-    with pytest.raises(CheckpointError, match="resize_mode is 'longest', expected shortest or squash"):
+    with raises_mentioning(CheckpointError, "resize_mode", "'longest'", "shortest", "squash"):
         from_open_clip({"resize_mode": "longest"}, (32, 32))
 
 

@@ -6,8 +6,6 @@ The references are data/timm.npz, made by timm itself (data/make_timm.py): timm 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import raises_mentioning
+from helpers import assert_mentions
 from safetensors.torch import save_file
 
 from vit_models.checkpoints import timm
@@ -27,6 +27,8 @@ from vit_models.checkpoints.timm.steps import steps_of
 from vit_models.config import ViTConfig
 from vit_models.errors import CheckpointError, ConfigError
 from vit_models.shapes import parameter_shapes
+
+pytestmark = pytest.mark.unit
 
 DATA = np.load(Path(__file__).parent / "data" / "timm.npz")
 CASES = sorted({key.partition("/")[0] for key in DATA})
@@ -92,9 +94,11 @@ def test_at_another_size_it_computes_what_timm_makes_of_it(case: str, folder: Ca
     check(folder(case), Options(img_size=other), case, other)
 
 
-# What leaves no trace in the weights has to be said beside the name and the heads: the reader of a state dict has no model_args.
-UNSEEN = ("global_pool", "pool_include_prefix", "act_layer", "norm_layer", "fc_norm", "rope_grid_indexing", "ref_feat_shape")
-UNSEEN += ("rope_grid_offset", "rope_rotate_half", "num_heads", "img_size")
+# What the weights do not show has to be given with the name and the heads: the reader of a state dict has no model_args.
+UNSEEN = (
+    *("global_pool", "pool_include_prefix", "act_layer", "norm_layer", "fc_norm", "rope_grid_indexing", "ref_feat_shape"),
+    *("rope_grid_offset", "rope_rotate_half", "num_heads", "img_size"),
+)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -114,7 +118,7 @@ def test_a_table_is_resampled_to_the_size_that_timm_builds_and_this_is_said(fold
     (path / "config.json").write_text(json.dumps(config))
     spec = inspect(path)
     assert spec.config.img_size == (224, 224)
-    assert f"resamples its table of {height}x{width}" in spec.notes[0]
+    assert f"{height}x{width}" in spec.notes[0]
     model, _ = load(path)
     again, _ = load(path, Options(img_size=(224, 224)))  # from the stored table at once
     torch.testing.assert_close(model.embeddings.pos_embed, again.embeddings.pos_embed, rtol=0, atol=0)
@@ -155,7 +159,8 @@ def test_images_that_the_patches_do_not_divide_are_prepared_whole_and_then_cut(f
     assert plan.config.img_size == (24, 24)
     assert plan.preprocessing["resize"] == {"mode": "shortest_edge", "edge": edge}
     assert plan.preprocessing["crop"] == {"height": 24, "width": 24, "rounding": "half_even", "of": {"height": 30, "width": 30}}
-    assert plan.notes == ("patches of 8 cover 24 x 24 of the 30 x 30 pixels of the source's images, which are prepared whole and then cut",)
+    (note,) = plan.notes
+    assert_mentions(note, 8, "24 x 24", "30 x 30")
     asked = timm.plan(shaped({"pos_embed": (1, 10, 16)}, {"config.json": config}), Options(img_size=(32, 32)))
     assert asked.preprocessing is not None
     assert asked.preprocessing["crop"] == {"height": 32, "width": 32, "rounding": "half_even", "of": None}
@@ -166,7 +171,7 @@ def test_a_size_that_timm_builds_for_may_be_one_that_the_patches_do_not_divide()
     config = {**PLAIN, "model_args": {**SMALL, "patch_size": 8}, "pretrained_cfg": {"input_size": [3, 30, 30], "fixed_input_size": True}}
     plan = timm.plan(shaped({"pos_embed": (1, 17, 16)}, {"config.json": config}), Options())
     assert plan.config.img_size == (24, 24)
-    assert any("resamples its table of 32x32" in note for note in plan.notes)
+    assert any("32x32" in note for note in plan.notes)
 
 
 def test_the_heads_of_a_distilled_network_are_averaged(folder: Callable[[str], Path]) -> None:
@@ -193,9 +198,11 @@ def test_every_readable_name_builds_a_network_or_is_refused_for_a_reason() -> No
         assert steps_of(config, found.names, config.grid_size).keys() == parameter_shapes(config).keys(), arch.name
         built += 1
     assert (built, len(refused)) == (210, 55)
-    reasons = ("block_fn", "attn_layer", "embed_layer", "embed_norm_layer", "norm_layer", "use_post_norm", "attn_only_layer_scale")
-    reasons += ("rope_type", "attn_pool_num_heads", "global_pool")
-    assert all(any(reason in message for reason in reasons) and "expected" in message for message in refused)
+    reasons = (
+        *("block_fn", "attn_layer", "embed_layer", "embed_norm_layer", "norm_layer", "use_post_norm", "attn_only_layer_scale"),
+        *("rope_type", "attn_pool_num_heads", "global_pool"),
+    )
+    assert all(any(reason in message for reason in reasons) for message in refused)
 
 
 # timm's own counts: sum(p.numel() for p in create_model(name).parameters())
@@ -240,21 +247,21 @@ def test_published_networks_have_as_many_parameters_as_timms(name: str, paramete
 def test_a_name_may_have_a_tag_an_owner_or_be_of_an_earlier_timm() -> None:
     assert find("vit_base_patch16_224") == find("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k")
     assert find("hf-hub:timm/vit_base_patch16_224.dino").setting == find("vit_base_patch16_224_dino").setting
-    mean = [find(f"vit_base_patch16_224.{tag}").setting["mean"] for tag in ("augreg_in21k", "dino")]  # type: ignore[index]
+    mean = [(find(f"vit_base_patch16_224.{tag}").setting or {})["mean"] for tag in ("augreg_in21k", "dino")]
     assert mean == [[0.5, 0.5, 0.5], [0.485, 0.456, 0.406]]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "facts"),
     [
-        ("vit_tinny_patch16_224", "the nearest are vit_tiny_patch16_224"),
-        ("vit_relpos_base_patch16_224", "is a VisionTransformerRelPos, expected a VisionTransformer, Eva or Beit"),
-        ("samvit_base_patch16", "is a VisionTransformerSAM"),
-        ("naflexvit_base_patch16_gap", "is a NaFlexVit"),
+        ("vit_tinny_patch16_224", ("vit_tiny_patch16_224",)),
+        ("vit_relpos_base_patch16_224", ("VisionTransformerRelPos", "VisionTransformer", "Eva", "Beit")),
+        ("samvit_base_patch16", ("VisionTransformerSAM",)),
+        ("naflexvit_base_patch16_gap", ("NaFlexVit",)),
     ],
 )
-def test_a_name_that_cannot_be_read_is_refused_by_name(name: str, said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_a_name_that_cannot_be_read_is_refused_by_name(name: str, facts: tuple[object, ...]) -> None:
+    with raises_mentioning(CheckpointError, name, *facts):
         find(name)
 
 
@@ -262,55 +269,55 @@ def test_a_name_that_cannot_be_read_is_refused_by_name(name: str, said: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("arch", "args", "said"),
+    ("arch", "args", "facts"),
     [
-        ("vit_tiny_patch16_224", {"global_pool": "avgmax"}, "global_pool is 'avgmax', expected one of token, avg, map"),
-        ("vit_tiny_patch16_224", {"global_pool": ""}, "--model-arg global_pool=token"),
-        ("vit_tiny_patch16_224", {"global_pool": "map"}, "would leave the tokens before the patches out"),
-        ("vit_tiny_patch16_224", {"class_token": False, "pos_embed": "none"}, "pool 'cls' without a class token"),
-        ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm'"),
-        ("vit_tiny_patch16_224", {"act_layer": "mish"}, "act_layer is 'mish', expected one of gelu"),
-        ("vit_tiny_patch16_224", {"attn_layer": "diff"}, "attn_layer 'diff'"),
-        ("vit_tiny_patch16_224", {"patch_size": [4, 8]}, "expected square patches"),
-        ("vit_tiny_patch16_224", {"heads": 3}, "got the model argument 'heads', which timm's VisionTransformer does not have"),
-        ("vit_tiny_patch16_224", {"embed_dim": 16.5}, "embed_dim is 16.5, expected a whole number"),
-        ("vit_tiny_patch16_224", {"depth": 10**8}, "got depth"),
-        ("vit_tiny_patch16_224", {"num_heads": 5}, "expected a width that the heads divide evenly"),
-        ("vit_base_patch16_siglip_224", {"mlp_layer": "SwiGLU"}, "the probe's MLP would differ"),
-        ("vit_base_patch16_rpn_224", {}, "block_fn 'ResPostBlock', expected Block"),
-        ("vit_base_r50_s16_224", {}, "embed_layer 'HybridEmbed', expected PatchEmbed"),
-        ("deit_tiny_distilled_patch16_224", {"reg_tokens": 2}, "reg_tokens 2, expected 0"),
-        ("eva02_tiny_patch14_224", {"rope_type": "mixed"}, "rope_type 'mixed', expected cat or dinov3"),
-        ("eva02_tiny_patch14_224", {"use_post_norm": True}, "use_post_norm True"),
-        ("eva02_tiny_patch14_224", {"num_kv_heads": 1, "attn_type": "rope"}, "num_kv_heads 1"),
-        ("eva02_tiny_patch14_224", {"use_fc_norm": True, "use_post_transformer_norm": True}, "one norm after the blocks"),
-        ("eva02_tiny_patch14_224", {"ref_feat_shape": [1, 2, 3]}, "ref_feat_shape"),
-        ("eva02_tiny_patch14_224", {"embed_dim": 18, "num_heads": 3}, "rotary positions with heads of 6"),
-        ("beit_base_patch16_224", {"global_pool": "map"}, "expected token or avg"),
+        ("vit_tiny_patch16_224", {"global_pool": "avgmax"}, ("global_pool", "'avgmax'", "token", "avg", "map")),
+        ("vit_tiny_patch16_224", {"global_pool": ""}, ("--model-arg global_pool=token",)),
+        ("vit_tiny_patch16_224", {"global_pool": "map"}, ("global_pool", "tokens", "patches")),
+        ("vit_tiny_patch16_224", {"class_token": False, "pos_embed": "none"}, ("'cls'", "class token")),
+        ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, ("norm_layer", "'rmsnorm'")),
+        ("vit_tiny_patch16_224", {"act_layer": "mish"}, ("act_layer", "'mish'", "gelu")),
+        ("vit_tiny_patch16_224", {"attn_layer": "diff"}, ("attn_layer", "'diff'")),
+        ("vit_tiny_patch16_224", {"patch_size": [4, 8]}, ("patch_size", "[4, 8]", "square")),
+        ("vit_tiny_patch16_224", {"heads": 3}, ("'heads'", "VisionTransformer")),
+        ("vit_tiny_patch16_224", {"embed_dim": 16.5}, ("embed_dim", 16.5)),
+        ("vit_tiny_patch16_224", {"depth": 10**8}, ("depth", 10**8)),
+        ("vit_tiny_patch16_224", {"num_heads": 5}, ("embed_dim", 16, 5)),
+        ("vit_base_patch16_siglip_224", {"mlp_layer": "SwiGLU"}, ("probe", "MLP")),
+        ("vit_base_patch16_rpn_224", {}, ("block_fn", "'ResPostBlock'", "Block")),
+        ("vit_base_r50_s16_224", {}, ("embed_layer", "'HybridEmbed'", "PatchEmbed")),
+        ("deit_tiny_distilled_patch16_224", {"reg_tokens": 2}, ("reg_tokens", 2, 0)),
+        ("eva02_tiny_patch14_224", {"rope_type": "mixed"}, ("rope_type", "'mixed'", "cat", "dinov3")),
+        ("eva02_tiny_patch14_224", {"use_post_norm": True}, ("use_post_norm", "True")),
+        ("eva02_tiny_patch14_224", {"num_kv_heads": 1, "attn_type": "rope"}, ("num_kv_heads", 1)),
+        ("eva02_tiny_patch14_224", {"use_fc_norm": True, "use_post_transformer_norm": True}, ("use_fc_norm", "True")),
+        ("eva02_tiny_patch14_224", {"ref_feat_shape": [1, 2, 3]}, ("ref_feat_shape",)),
+        ("eva02_tiny_patch14_224", {"embed_dim": 18, "num_heads": 3}, ("rotary", 6, 4)),
+        ("beit_base_patch16_224", {"global_pool": "map"}, ("global_pool", "'map'", "token", "avg")),
     ],
 )
-def test_what_the_network_cannot_compute_is_refused_by_name(arch: str, args: dict[str, Any], said: str) -> None:
+def test_what_the_network_cannot_compute_is_refused_by_name(arch: str, args: dict[str, Any], facts: tuple[object, ...]) -> None:
     config = {**PLAIN, "architecture": arch, "model_args": {**SMALL, **args}}
-    with pytest.raises((CheckpointError, ConfigError), match=said):
+    with raises_mentioning((CheckpointError, ConfigError), *facts):
         timm.plan(shaped({"pos_embed": (1, 65, 16)}, {"config.json": config}), Options(img_size=(32, 32)))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "facts"),
     [
-        ({"architecture": "resnet50"}, "no vision transformer of timm"),
-        ({"model_args": 7}, "expected a JSON object"),
-        ({"pretrained_cfg": []}, "expected a JSON object"),
-        ({"pretrained_cfg": {"input_size": 224}}, r"\[channels, height, width\]"),
-        ({"pretrained_cfg": {"input_size": ["a", 224, 224]}}, "in_chans is 'a'"),
-        ({"num_classes": "ten"}, "num_classes is 'ten'"),
-        ({"label_names": "cat"}, "label_names is 'cat'"),
-        ({"model_args": {"img_size": -3}}, "img_size is -3"),
+        ({"architecture": "resnet50"}, ("resnet50", "timm")),
+        ({"model_args": 7}, ("model_args", 7, "JSON")),
+        ({"pretrained_cfg": []}, ("pretrained_cfg", "JSON")),
+        ({"pretrained_cfg": {"input_size": 224}}, ("input_size", 224, "[channels, height, width]")),
+        ({"pretrained_cfg": {"input_size": ["a", 224, 224]}}, ("in_chans", "'a'")),
+        ({"num_classes": "ten"}, ("num_classes", "'ten'")),
+        ({"label_names": "cat"}, ("label_names", "'cat'")),
+        ({"model_args": {"img_size": -3}}, ("img_size", -3)),
     ],
 )
-def test_a_config_of_the_wrong_kind_is_one_clear_line(change: dict[str, Any], said: str) -> None:
+def test_a_config_of_the_wrong_kind_is_one_clear_line(change: dict[str, Any], facts: tuple[object, ...]) -> None:
     tensors = {"patch_embed.proj.weight": (192, 3, 16, 16), "pos_embed": (1, 5, 192)}
-    with pytest.raises(CheckpointError, match=said):
+    with raises_mentioning(CheckpointError, *facts):
         timm.plan(shaped(tensors, {"config.json": {**PLAIN, **change}}), Options())
 
 
@@ -320,13 +327,13 @@ def test_a_config_of_the_wrong_kind_is_one_clear_line(change: dict[str, Any], sa
 def shaped(tensors: Mapping[str, tuple[int, ...]], documents: Mapping[str, Any] | None = None, **extras: Any) -> CheckpointFile:
     """A file of names and shapes alone."""
     infos = {name: TensorInfo(tuple(shape), "F32") for name, shape in tensors.items()}
-    return CheckpointFile(Path("x.pth"), "torch", infos, torch.zeros, documents or {}, {}, extras)
+    return CheckpointFile(Path("x.pth"), "torch", infos, lambda name: torch.zeros(infos[name].shape), documents or {}, {}, extras)
 
 
 def vit_state(
-    width: int, depth: int, mlp: int, patch: int = 16, grid: int = 14, classes: int = 10, **more: tuple[int, ...]
+    width: int, depth: int, mlp: int, patch: int = 16, grid: int = 14, classes: int = 10, more: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Any]:
-    """The names and shapes of timm's plain VisionTransformer, `more` with - for the dots."""
+    """The names and shapes of timm's plain VisionTransformer; `more` are other tensors of each block."""
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, grid * grid + 1, width), "patch_embed.proj.weight": (width, 3, patch, patch)}
     shapes |= {"patch_embed.proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,)}
     shapes |= {"head.weight": (classes, width), "head.bias": (classes,)} if classes else {}
@@ -340,7 +347,7 @@ def vit_state(
             shapes |= {f"blocks.{index}.{name}.weight": (rows, columns), f"blocks.{index}.{name}.bias": (rows,)}
         for name in ("norm1", "norm2"):
             shapes |= {f"blocks.{index}.{name}.weight": (width,), f"blocks.{index}.{name}.bias": (width,)}
-        shapes |= {f"blocks.{index}.{name}": shape for name, shape in more.items()}
+        shapes |= {f"blocks.{index}.{name}": shape for name, shape in (more or {}).items()}
     return shapes
 
 
@@ -368,7 +375,7 @@ def test_published_sizes_tell_the_number_of_heads(sizes: tuple[int, int, int], h
 
 def test_another_size_is_asked_for_in_one_line_and_then_read() -> None:
     tensors = vit_state(48, 2, 100, patch=4, grid=6)
-    with pytest.raises(CheckpointError, match=r"width 48, depth 2 and MLP width 100; give it with --model-arg num_heads=6, or --arch NAME"):
+    with raises_mentioning(CheckpointError, 48, 2, 100, "--model-arg num_heads=6", "--arch"):
         planned(tensors)
     config = planned(tensors, model_args={"num_heads": "4"}).config
     assert (config.num_heads, config.mlp_dim, config.patch_size, config.img_size) == (4, 100, 4, (24, 24))
@@ -376,7 +383,7 @@ def test_another_size_is_asked_for_in_one_line_and_then_read() -> None:
 
 def test_the_heads_are_told_by_query_norms() -> None:
     norms = {f"attn.{name}.{part}": (8,) for name in ("q_norm", "k_norm") for part in ("weight", "bias")}
-    assert planned(vit_state(48, 2, 96, **norms)).config.num_heads == 6
+    assert planned(vit_state(48, 2, 96, more=norms)).config.num_heads == 6
 
 
 def test_what_is_pooled_is_told_by_the_final_norm() -> None:
@@ -402,7 +409,7 @@ def test_positions_of_the_patches_alone_are_told_by_a_square() -> None:
 
 def test_a_table_that_is_no_square_needs_its_image_size() -> None:
     tensors = vit_state(192, 12, 768) | {"pos_embed": (1, 1 + 2 * 5, 192)}
-    with pytest.raises(CheckpointError, match="--model-arg img_size=H,W"):
+    with raises_mentioning(CheckpointError, "--model-arg img_size=H,W"):
         planned(tensors)
     assert planned(tensors, model_args={"img_size": "80,32"}).config.img_size == (80, 32)
     assert planned(tensors, img_size=(32, 80)).config.img_size == (32, 80)
@@ -421,7 +428,7 @@ def clip_state() -> dict[str, Any]:
 
 
 def test_networks_that_only_differ_in_what_leaves_no_trace_are_asked_for() -> None:
-    with pytest.raises(CheckpointError, match="vit_base_patch16_clip_224 and vit_base_patch16_clip_quickgelu_224, which compute different"):
+    with raises_mentioning(CheckpointError, "vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"):
         planned(clip_state())
     config = planned(clip_state(), arch="vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b").config
     assert (config.activation, config.layer_norm_eps, config.pre_norm) == ("quick_gelu", 1e-5, True)
@@ -429,8 +436,8 @@ def test_networks_that_only_differ_in_what_leaves_no_trace_are_asked_for() -> No
 
 
 def test_rotary_positions_of_no_published_size_are_asked_for() -> None:
-    tensors = vit_state(64, 2, 128, **{"gamma_1": (64,), "gamma_2": (64,)})
-    with pytest.raises(CheckpointError, match="rotary positions are not in the file"):
+    tensors = vit_state(64, 2, 128, more={"gamma_1": (64,), "gamma_2": (64,)})
+    with raises_mentioning(CheckpointError, "rotary"):
         planned(tensors, model_args={"num_heads": "4"})
     told = {"num_heads": "4", "global_pool": "token"}
     config = planned(tensors, arch="vit_medium_patch16_rope_reg1_gap_256", model_args=told).config
@@ -440,25 +447,25 @@ def test_rotary_positions_of_no_published_size_are_asked_for() -> None:
 
 def test_a_gate_of_no_published_size_is_asked_for() -> None:
     tensors = vit_state(64, 2, 128) | {f"blocks.{index}.mlp.fc2.weight": (64, 64) for index in range(2)}
-    with pytest.raises(CheckpointError, match="act_layer=silu"):
+    with raises_mentioning(CheckpointError, "act_layer=silu"):
         planned(tensors, model_args={"num_heads": "4"})
     config = planned(tensors, model_args={"num_heads": "4", "act_layer": "silu"}).config
     assert (config.gated_mlp, config.mlp_dim, config.activation) == (True, 64, "silu")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "facts"),
     [
-        ({"arch": "vit_small_patch16_224"}, "has width 384, depth 12 and MLP width 1536, but the file has width 192"),
-        ({"arch": "deit_tiny_distilled_patch16_224"}, "has distilled True, the file has False"),
-        ({"model_args": {"depth": "3"}}, "has depth 3, the file has 12"),
-        ({"model_args": {"heads": "3"}}, "got --model-arg heads, which none of timm's classes has"),
-        ({"model_args": {"rope_type": "cat"}}, "which timm's VisionTransformer does not have"),
-        ({"model_args": {"num_heads": "five"}}, "num_heads is 'five', expected a whole number"),
+        ({"arch": "vit_small_patch16_224"}, ("vit_small_patch16_224", 384, 12, 1536, 192)),
+        ({"arch": "deit_tiny_distilled_patch16_224"}, ("VisionTransformerDistilled", "distilled", "True", "False")),
+        ({"model_args": {"depth": "3"}}, ("depth", 3, 12)),
+        ({"model_args": {"heads": "3"}}, ("--model-arg heads", "timm")),
+        ({"model_args": {"rope_type": "cat"}}, ("rope_type", "VisionTransformer")),
+        ({"model_args": {"num_heads": "five"}}, ("num_heads", "'five'")),
     ],
 )
-def test_what_is_told_has_to_fit_the_file(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_what_the_user_says_has_to_fit_the_file(options: dict[str, Any], facts: tuple[object, ...]) -> None:
+    with raises_mentioning(CheckpointError, *facts):
         planned(vit_state(192, 12, 768), **options)
 
 
@@ -474,7 +481,7 @@ def test_a_training_checkpoint_names_its_architecture() -> None:
 
 def test_a_network_without_a_head_is_left_to_who_knows_it_unless_it_is_said_to_be_timms() -> None:
     tensors = vit_state(384, 12, 1536, classes=0)
-    with pytest.raises(CheckpointError, match="looks alike from timm, DINO and MAE"):
+    with raises_mentioning(CheckpointError, "timm", "DINO", "MAE"):
         planned(tensors)
     assert planned(tensors, format="timm").config == planned(tensors, arch="vit_small_patch16_224").config
 
@@ -484,8 +491,7 @@ def test_a_network_that_several_names_fit_is_prepared_as_the_most_of_their_weigh
     plan = planned(vit_state(192, 12, 768))
     assert plan.preprocessing is not None
     assert (plan.arch, plan.preprocessing["mean"], plan.assumed) == (None, [0.5, 0.5, 0.5], True)
-    assert "fit timm's vit_tiny_patch16_224 and deit_tiny_patch16_224, which prepare images differently" in plan.notes[0]
-    assert "--arch NAME decides" in plan.notes[0]
+    assert_mentions(plan.notes[0], "vit_tiny_patch16_224", "deit_tiny_patch16_224", "--arch")
     told = planned(vit_state(192, 12, 768), arch="deit_tiny_patch16_224")
     assert told.preprocessing is not None
     assert (told.preprocessing["mean"], told.notes, told.assumed) == ([0.485, 0.456, 0.406], (), False)
@@ -600,7 +606,8 @@ def test_buffers_and_mask_tokens_are_left_out_with_their_reason() -> None:
         for name in map("blocks.0.attn.relative_position_{}".format, ("bias_table", "index"))
     }
     plan = timm.plan(shaped({**tensors, "mask_token": (1, 1, 768)}, {"config.json": config}), Options())
-    assert plan.ignored == {"blocks.0.attn.relative_position_index": "derived from the sizes", "mask_token": "only training masks patches"}
+    assert plan.ignored.keys() == {"blocks.0.attn.relative_position_index", "mask_token"}
+    assert all(plan.ignored.values())
 
 
 @pytest.mark.parametrize(
@@ -612,8 +619,3 @@ def test_buffers_and_mask_tokens_are_left_out_with_their_reason() -> None:
 )
 def test_model_args_are_read_as_json_or_python_writes_them(text: str, value: Any) -> None:
     assert parse(text) == value
-
-
-def test_planning_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; from vit_models.checkpoints import timm; timm.find('vit_tiny_patch16_224')"
-    subprocess.run([sys.executable, "-c", code], check=True)
