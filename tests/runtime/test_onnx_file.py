@@ -14,11 +14,12 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from helpers import assert_mentions, one_line
 from onnx import TensorProto, helper, numpy_helper
 
 from vit_runtime import onnx_file
 from vit_runtime.errors import ModelError
-from vit_runtime.onnx_file import DTYPES, MAX_METADATA, NodeInfo, OnnxFile, TensorInfo, read_graph, read_onnx
+from vit_runtime.onnx_file import DTYPES, MAX_DEPTH, MAX_METADATA, NodeInfo, OnnxFile, TensorInfo, read_graph, read_onnx
 
 TEXTS = {
     "free and named dimensions": """<ir_version: 8, opset_import: ["": 18]> g (float[batch, 3, ?] x, int64 n) => (float[batch, 3] y)
@@ -32,7 +33,7 @@ TEXTS = {
 
 
 def theirs(path: Path) -> OnnxFile:
-    """The same as the onnx package tells it."""
+    """The same as the onnx package reads it."""
     model = onnx.load(path, load_external_data=False)
     initializers = {tensor.name for tensor in model.graph.initializer}
 
@@ -65,10 +66,17 @@ def small_model(tmp_path: Path) -> Path:
     return path
 
 
-def external_model(folder: Path, length: int = 64, **entries: str) -> Path:
-    """A graph with one weight of 16 numbers in another file; `entries` replaces what it says of that file."""
+def refusal(path: Path, read: Callable[[Path], object] = read_onnx) -> str:
+    """The message of the ModelError for a file."""
+    with pytest.raises(ModelError) as error:
+        read(path)
+    return one_line(error)
+
+
+def external_model(folder: Path, **entries: str) -> Path:
+    """A graph with one weight of 16 values in another file; `entries` replaces what it says of that file."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[16], data_location=TensorProto.EXTERNAL)
-    for key, value in {"location": "small.data", "offset": "0", "length": str(length), **entries}.items():
+    for key, value in {"location": "small.data", "offset": "0", "length": "64", **entries}.items():
         tensor.external_data.add(key=key, value=value)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [16]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
@@ -198,11 +206,10 @@ def test_the_graph_of_a_mutated_file_is_read_or_refused_and_nothing_else(tmp_pat
 
 def test_more_names_and_nodes_than_memory_is_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = small_model(tmp_path)
-    for limit, words in (("MAX_NODES", "more than 2 nodes"), ("MAX_NAMES", "more than 2 names of values")):
+    for limit, word in (("MAX_NODES", "nodes"), ("MAX_NAMES", "names")):
         with monkeypatch.context() as patch:
             patch.setattr(onnx_file, limit, 2)
-            with pytest.raises(ModelError, match=words):
-                read_graph(path)
+            assert_mentions(refusal(path, read_graph), path, 2, word)
 
 
 def test_weights_are_not_read(tmp_path: Path):
@@ -232,16 +239,15 @@ def test_weights_are_not_read(tmp_path: Path):
 
 
 def test_a_missing_file_is_told_how_to_be_made(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"no\.onnx does not exist; `vit-export --out .*no\.onnx` makes one"):
-        read_onnx(tmp_path / "no.onnx")
+    path = tmp_path / "no.onnx"
+    assert_mentions(refusal(path), path, f"vit-export --out {path}")
 
 
 def test_an_empty_file_a_folder_and_a_pipe_are_called_by_their_names(tmp_path: Path):
     (tmp_path / "empty.onnx").touch()
     os.mkfifo(tmp_path / "pipe.onnx")
-    for name, words in {"empty.onnx": "is empty", "": "is a folder", "pipe.onnx": "is a pipe or device"}.items():
-        with pytest.raises(ModelError, match=words):
-            read_onnx(tmp_path / name)
+    for name, word in {"empty.onnx": "empty", "": "folder", "pipe.onnx": "pipe"}.items():
+        assert_mentions(refusal(tmp_path / name).removeprefix(f"{tmp_path / name} "), word)
 
 
 @pytest.mark.parametrize("name", ["a\0b.onnx", "x" * 5000, "file.txt/model.onnx", "loop.onnx"])
@@ -267,8 +273,7 @@ def test_impossible_paths_are_refused(name: str, tmp_path: Path):
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"is not a whole \.onnx file .*; copy it again or export it again"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, ".onnx")
 
 
 def test_random_bytes_are_refused(tmp_path: Path):
@@ -351,8 +356,7 @@ def test_what_a_mutated_file_is_read_as_is_what_onnx_reads(tmp_path: Path):
 def test_a_length_beyond_the_end_is_refused_at_once(number: int, claimed: int, tmp_path: Path):
     path = small_model(tmp_path)
     path.write_bytes(path.read_bytes() + varint(number << 3 | 2) + varint(claimed) + b"abc")
-    with pytest.raises(ModelError, match="ends in the middle of a field"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, "field")
 
 
 def test_a_length_may_not_reach_out_of_the_field_around_it(tmp_path: Path):
@@ -366,18 +370,16 @@ def test_a_length_may_not_reach_out_of_the_field_around_it(tmp_path: Path):
 def test_a_number_without_an_end_is_refused(tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08" + b"\x80" * 100)
-    with pytest.raises(ModelError, match="a number that does not end"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, "number")
 
 
 def test_two_graphs_or_two_entries_of_one_name_are_refused(tmp_path: Path):
     """Readers of protocol buffers merge the first and keep both of the second: what was checked would not be what runs."""
     path = small_model(tmp_path)
     whole = path.read_bytes()
-    for more, words in ((field(7, b""), "two graphs"), (field(14, field(1, b"vit_deploy")), "two metadata entries 'vit_deploy'")):
+    for more, facts in ((field(7, b""), ("graphs",)), (field(14, field(1, b"vit_deploy")), ("metadata", "'vit_deploy'"))):
         path.write_bytes(whole + more)
-        with pytest.raises(ModelError, match=words):
-            read_onnx(path)
+        assert_mentions(refusal(path), path, *facts)
 
 
 def test_very_many_nodes_are_counted_in_reasonable_time(tmp_path: Path):
@@ -393,15 +395,13 @@ def test_very_many_nodes_are_counted_in_reasonable_time(tmp_path: Path):
 def test_a_huge_name_or_metadata_entry_is_refused(tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08" + field(7, field(1, field(4, b"x" * 70_000))) + field(8, b"\x10\x12"))
-    with pytest.raises(ModelError, match="a name or text of 70000 bytes"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, 70000)
     with path.open("wb") as file:  # a hole, not 64 MiB of bytes
         size = MAX_METADATA + 1
         content = varint(2 << 3 | 2) + varint(size)
         file.write(b"\x08\x08" + field(7, b"") + field(8, b"\x10\x12") + varint(14 << 3 | 2) + varint(len(content) + size) + content)
         file.truncate(file.tell() + size)
-    with pytest.raises(ModelError, match=f"a name or text of {size} bytes"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, size)
 
 
 # ---- weights in another file ---------------------------------------------------------------------------------------------------------
@@ -409,28 +409,24 @@ def test_a_huge_name_or_metadata_entry_is_refused(tmp_path: Path):
 
 def test_external_weights_are_checked_to_be_whole(tmp_path: Path):
     path = external_model(tmp_path)
-    with pytest.raises(ModelError, match=r"keeps its weights in small\.data, which is not beside it; copy both files"):
-        read_onnx(path)
+    missing = refusal(path)
+    assert_mentions(missing, path, "small.data", "weights")
     data = tmp_path / "small.data"
     data.write_bytes(bytes(63))
-    with pytest.raises(ModelError, match=r"has 63 bytes, expected at least 64; copy both files again"):
-        read_onnx(path)
+    assert_mentions(refusal(path), data, 63, 64)
     data.write_bytes(bytes(64))
     assert read_onnx(path) == theirs(path)
     data.unlink()
     data.mkdir()
-    with pytest.raises(ModelError, match="is not beside it"):
-        read_onnx(path)
+    assert refusal(path) == missing
 
 
 def test_an_exported_file_needs_its_whole_data_file(tiny_external: Path, tmp_path: Path):
-    path = shutil.copy(tiny_external, tmp_path)
-    with pytest.raises(ModelError, match="which is not beside it"):
-        read_onnx(Path(path))
-    weights = tiny_external.with_name("tiny.onnx.data").read_bytes()
-    (tmp_path / "tiny.onnx.data").write_bytes(weights[:-1])
-    with pytest.raises(ModelError, match="expected at least"):
-        read_onnx(Path(path))
+    path = Path(shutil.copyfile(tiny_external, tmp_path / "tiny.onnx"))
+    assert_mentions(refusal(path), path, "tiny.onnx.data")
+    weights, data = tiny_external.with_name("tiny.onnx.data").read_bytes(), tmp_path / "tiny.onnx.data"
+    data.write_bytes(weights[:-1])
+    assert_mentions(refusal(path), data, len(weights) - 1, len(weights))
 
 
 @pytest.mark.parametrize(
@@ -469,8 +465,7 @@ def test_weights_outside_the_folder_are_refused_wherever_in_the_file_they_are(tm
     for name, graph in graphs.items():
         model = helper.make_model(graph, opset_imports=[opset], functions=[function] if name == "function" else [])
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(ModelError, match="do not use this file"):
-            read_onnx(path)
+        assert_mentions(refusal(path), path, "'../secret'")
 
 
 def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path):
@@ -479,8 +474,7 @@ def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path):
         node = field(4, b"If") + field(5, field(6, field(1, node)))
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08" + field(7, field(1, node)) + field(8, b"\x10\x12"))
-    with pytest.raises(ModelError, match="graphs in graphs"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, MAX_DEPTH)
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_within_it_is_not(tmp_path: Path):
@@ -490,8 +484,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_within_it_is_not(tmp_path: 
     for place in (tmp_path, folder):
         (place / "secret").write_bytes(bytes(64))
     (folder / "small.data").symlink_to(tmp_path / "secret")
-    with pytest.raises(ModelError, match=r"keeps weights in 'small\.data', expected a file in its own folder; do not use this file"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, "'small.data'", "folder")
     (folder / "small.data").unlink()
     (folder / "small.data").symlink_to("secret")
     assert read_onnx(path).external_files == ("small.data",)
@@ -507,5 +500,4 @@ def test_a_place_that_is_no_number_is_refused(key: str, value: str, tmp_path: Pa
 @pytest.mark.parametrize(("offset", "length"), [("1", "64"), ("64", "1"), (str(1 << 62), "64"), ("0", str(1 << 62))])
 def test_a_place_beyond_the_data_file_is_refused(offset: str, length: str, tmp_path: Path):
     (tmp_path / "small.data").write_bytes(bytes(64))
-    with pytest.raises(ModelError, match="has 64 bytes, expected at least"):
-        read_onnx(external_model(tmp_path, offset=offset, length=length))
+    assert_mentions(refusal(external_model(tmp_path, offset=offset, length=length)), 64, int(offset) + int(length))
