@@ -37,31 +37,31 @@ def test_a_provider_that_does_not_work_is_skipped_with_the_doctors_reason(
     monkeypatch.setenv("PYTHONPATH", str(pytester.path))
     result = run("--vit-model", tiny_model, "--vit-providers", "cpu,openvino")
     result.assert_outcomes(passed=1, skipped=1)
-    result.stdout.fnmatch_lines(["*SKIPPED*openvino does not work here: openvino cannot be imported (libtbb.so.12: *; run: pip install*"])
+    result.stdout.fnmatch_lines(["*SKIPPED*openvino*libtbb.so.12: cannot open shared object file*pip install*"])
 
 
 def test_a_file_that_is_wrong_fails_with_what_was_measured(run, edited: Callable[[float], Path]):
     result = run("--vit-model", edited(0.5), "--vit-providers", "cpu")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*vit-parity: FAILED*", "*logits, batch size 1, 32x32: * floors rms*"])
+    result.stdout.fnmatch_lines(["*FAILED*", "*logits, batch size 1, 32x32*floors*"])
 
 
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(run, tmp_path: Path):
     result = run("--vit-model", tmp_path / "no.onnx", "--vit-providers", "cpu")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*ModelError: *no.onnx does not exist*"])
+    result.stdout.fnmatch_lines(["*ModelError: *no.onnx*"])
 
 
 def test_a_provider_of_no_name_is_an_error_that_lists_them(run, tiny_model: Path):
     result = run("--vit-model", tiny_model, "--vit-providers", "gpu")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*InputError: *expected one of *cpu*"])
+    result.stdout.fnmatch_lines(["*InputError: *'gpu'*cpu, openvino, cuda*"])
 
 
 def test_without_a_file_the_test_is_skipped_and_told_how_to_give_one(run):
     result = run()
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*SKIPPED*no file was given; run pytest with --vit-model FILE*"])
+    result.stdout.fnmatch_lines(["*SKIPPED*--vit-model FILE*"])
 
 
 def test_tests_that_do_not_ask_for_it_are_left_alone(pytester: pytest.Pytester, tiny_model: Path):
