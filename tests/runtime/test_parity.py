@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import with_array
+from helpers import assert_mentions, one_line, with_array
 from onnx import helper, numpy_helper
 
 import vit_runtime as vit
@@ -33,6 +33,7 @@ from vit_runtime.parity import (
 from vit_runtime.preprocess import normalize
 
 Edit = Callable[[onnx.ModelProto], object]
+FULL = pytest.mark.full
 EQUAL = Accuracy(1.0, 1.0, 1.0, 0.0, 0.0)
 
 
@@ -91,7 +92,7 @@ def other_epsilon(proto: onnx.ModelProto) -> None:
 def tanh_gelu(proto: onnx.ModelProto) -> None:
     """GELU's approximation: erf(z) as tanh((2 z + 4 * 0.044715 z^3) / sqrt(pi))."""
     for name, value in (("c1", 2 / math.sqrt(math.pi)), ("c3", 4 * 0.044715 / math.sqrt(math.pi))):
-        proto.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
     nodes = list[onnx.NodeProto]()
     for node in proto.graph.node:
         if node.op_type != "Erf":
@@ -116,7 +117,7 @@ def bgr(proto: onnx.ModelProto) -> None:
 # ---- an honest file ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 7, 8, 11, 16, 17, 33, 64])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, *(pytest.param(size, marks=FULL) for size in (2, 4, 5, 8, 11, 16, 17, 33, 64))])
 def test_an_honest_file_passes_at_every_batch_size(batch_size: int, honest: Model):
     report = check(honest, (batch_size,))
     assert report.passed
@@ -235,14 +236,16 @@ def test_a_file_is_held_to_its_own_limits_unless_others_are_given(honest: Model)
 
 def test_without_a_golden_record_there_is_nothing_to_go_by(tiny_unverified: Path):
     model = vit.load(tiny_unverified, "cpu")
-    with pytest.raises(ModelError, match=r"no golden record.* export it without --no-verify"):
+    with pytest.raises(ModelError) as error:
         check(model)
+    assert_mentions(one_line(error), "golden", "--no-verify")
 
 
 @pytest.mark.parametrize("batch_sizes", [(), (0,), (1, -2)])
 def test_impossible_batch_sizes_are_refused(batch_sizes: tuple[int, ...], honest: Model):
-    with pytest.raises(InputError, match="expected whole numbers of at least 1"):
+    with pytest.raises(InputError) as error:
         check(honest, batch_sizes)
+    assert_mentions(one_line(error), list(batch_sizes), 1)
 
 
 # ---- reduced precision ---------------------------------------------------------------------------------------------------------------
@@ -442,8 +445,9 @@ def test_the_error_of_nan_or_inf_is_no_number_that_a_limit_admits(bad: float):
 def test_arrays_of_different_shapes_are_not_measured():
     """numpy would stretch one over the other."""
     for shape in ((2, 1), (1, 2), (4,), ()):
-        with pytest.raises(InputError, match="compare outputs of the same network"):
+        with pytest.raises(InputError) as error:
             measure(np.ones((2, 2)), np.ones(shape), 1.0)
+        assert_mentions(one_line(error), shape, (2, 2))
 
 
 def test_the_scale_is_the_root_mean_square_and_one_for_zeros():

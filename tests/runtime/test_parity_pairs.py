@@ -258,7 +258,7 @@ def test_extremes_are_what_no_camera_makes(honest: Model):
     assert found.images.dtype == np.uint8
     assert (found.name, found.images.shape) == ("extremes", (6, 32, 32, 3))
     assert (int(black.max()), int(white.min())) == (0, 255)
-    assert (np.count_nonzero(pixel), int(pixel.max())) == (3, 255)
+    assert (int(np.count_nonzero(pixel)), int(pixel.max())) == (3, 255)
     assert np.array_equal(negative, 255 - checkers)
     np.testing.assert_array_equal(checkers[::8, ::8, 0], [[0, 255, 0, 255], [255, 0, 255, 0]] * 2)
     assert (int(faint.min()), int(faint.max())) == (127, 128)
