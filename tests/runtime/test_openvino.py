@@ -47,16 +47,13 @@ def executed(**changes: Any) -> Callable[[Any], object]:
 # ---- loading -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_importing_the_runtime_loads_neither_openvino_nor_onnxruntime():
-    """Nor does any of its commands."""
+def test_importing_the_runtime_loads_neither_openvino_nor_onnxruntime(tiny_openvino: Path):
+    """Nor does any of its commands, and the provider "cpu" does not load openvino."""
     modules = ["vit_runtime", "vit_runtime.race", *(f"vit_runtime.cli.{name}" for name in ("bench", "doctor", "info", "parity", "predict"))]
-    code = f"import sys, {', '.join(modules)}; print({{'openvino', 'onnxruntime'}} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-def test_the_cpu_does_not_load_openvino(tiny_openvino: Path):
-    code = f"import sys, vit_runtime; vit_runtime.load({str(tiny_openvino)!r}, 'cpu'); print('openvino' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    code = f"import sys, {', '.join(modules)}; print({{'openvino', 'onnxruntime'}} & set(sys.modules))\n"
+    code += f"vit_runtime.load({str(tiny_openvino)!r}, 'cpu'); print({{'openvino', 'onnxruntime'}} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout == "set()\n{'onnxruntime'}\n"
 
 
 def test_openvino_works():
@@ -132,8 +129,15 @@ def test_a_file_for_every_runtime_computes_the_same_here(tiny_model: Path):
     assert check_record(model.run, model.manifest, model.provider).passed
 
 
-@pytest.mark.parametrize("fixture", ["tiny_openvino", "tiny_int8"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("fixture", "threads"),
+    [
+        ("tiny_openvino", 2),
+        ("tiny_int8", 1),
+        pytest.param("tiny_openvino", 1, marks=pytest.mark.full),
+        pytest.param("tiny_int8", 2, marks=pytest.mark.full),
+    ],
+)
 def test_an_int8_file_is_as_near_as_its_record_says(fixture: str, threads: int, request: pytest.FixtureRequest):
     """OpenVINO also runs the file that was made for onnxruntime, with its fused attention."""
     model = vit.load(request.getfixturevalue(fixture), "openvino", threads)
@@ -328,7 +332,12 @@ def test_a_file_that_openvino_cannot_compile_is_told_in_one_line_with_what_to_do
 
 
 @pytest.mark.parametrize(
-    ("command", "options"), [("vit-predict", "--provider"), ("vit-bench", "--provider"), ("vit-parity", "--providers")]
+    ("command", "options"),
+    [
+        ("vit-predict", "--provider"),
+        pytest.param("vit-bench", "--provider", marks=pytest.mark.full),
+        pytest.param("vit-parity", "--providers", marks=pytest.mark.full),
+    ],
 )
 def test_to_the_commands_such_a_file_is_exit_code_3(command: str, options: str, foreign: Path, photo: Path):
     message = failed(run(command, foreign, *([photo] if command == "vit-predict" else []), options, "openvino"), 3)

@@ -23,7 +23,7 @@ def entries(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("fixture", ["tiny_openvino", "tiny_openvino_fp32"])
+@pytest.mark.parametrize("fixture", ["tiny_openvino", pytest.param("tiny_openvino_fp32", marks=pytest.mark.full)])
 def test_what_was_compiled_is_kept_and_used_the_next_time(fixture: str, tmp_path: Path, request: pytest.FixtureRequest):
     """What the cache has not is written into it: by the first load, and nothing by the second, which gives the same numbers."""
     path, folder = request.getfixturevalue(fixture), tmp_path / "made" / "cache"
@@ -68,7 +68,13 @@ def test_a_file_in_another_arithmetic_does_not_get_the_numbers_of_the_first(arit
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:10], lambda data: b"junk" * 99, lambda data: b""]
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        pytest.param(lambda data: data[:10], marks=pytest.mark.full),
+        pytest.param(lambda data: b"junk" * 99, marks=pytest.mark.full),
+        lambda data: b"",
+    ],
 )
 def test_a_damaged_cache_is_made_again_without_a_word(
     damage: Callable[[bytes], bytes], tiny_openvino_fp32: Path, float32: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]

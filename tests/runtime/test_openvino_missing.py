@@ -19,6 +19,7 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed; pi
 
 INSTALL = 'pip install "vit-deploy[openvino]"'
 REINSTALL = 'pip install --force-reinstall "vit-deploy[openvino]"'
+FULL = pytest.mark.full
 COMMANDS = {"vit-predict": "--provider", "vit-bench": "--provider", "vit-parity": "--providers"}
 
 
@@ -89,7 +90,7 @@ BROKEN: dict[str, tuple[Callable[[Site], object], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["vit-predict", *(pytest.param(name, marks=FULL) for name in ("vit-bench", "vit-parity"))])
 def test_without_openvino_the_exit_code_is_4_and_the_extra_is_named(command: str, site: Site, tiny_openvino: Path, photo: Path):
     answer = site.command(command, tiny_openvino, *([photo] if command == "vit-predict" else []), COMMANDS[command], "openvino")
     assert_mentions(failed(answer, 4), "'openvino'", INSTALL)
@@ -103,7 +104,7 @@ def test_a_broken_openvino_is_exit_code_4_and_told_with_its_reason_and_remedy(ho
     assert_mentions(message, "'openvino'", *facts, REINSTALL)
 
 
-@pytest.mark.parametrize("how", ["not installed", "cannot be imported", "no CPU plugin"])
+@pytest.mark.parametrize("how", [*(pytest.param(how, marks=FULL) for how in ("not installed", "no CPU plugin")), "cannot be imported"])
 def test_auto_takes_the_cpu_where_openvino_does_not_work_and_says_nothing(how: str, site: Site, tiny_openvino: Path):
     if how in BROKEN:
         BROKEN[how][0](site)

@@ -18,6 +18,7 @@ def now(entry: Entry = ENTRY, latency: float = 10.0, processor: str = "a process
     return Baseline((entry,), {"vit.onnx on cpu": latency}, processor)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("figure", "scatter", "worse"),
     [(1.2, 0.02, False), (0.9, 0.0, False), (1.31, 0.0, False), (1.33, 0.0, True), (1.33, 0.05, False), (1.36, 0.05, True)],
@@ -29,6 +30,7 @@ def test_a_figure_is_worse_when_it_grew_by_more_than_a_tenth_and_than_it_scatter
         assert_mentions(line, "vit.onnx", "cpu", "logits", f"{figure:.3g}", 1.2)
 
 
+@pytest.mark.unit
 def test_figures_of_another_unit_are_not_compared():
     """A file that is in int8 now and was in float32, or the other way round."""
     found = drift(BEFORE, now(dataclasses.replace(ENTRY, unit="another", figure=1e-4)))
@@ -39,6 +41,7 @@ def test_figures_of_another_unit_are_not_compared():
         assert_mentions(line, "vit.onnx", "cpu", "logits")
 
 
+@pytest.mark.unit
 def test_what_is_new_or_missing_is_told_and_is_no_failure():
     found = drift(BEFORE, now(dataclasses.replace(ENTRY, output="embedding", inputs="images")))
     assert found.worse == ()
@@ -47,6 +50,7 @@ def test_what_is_new_or_missing_is_told_and_is_no_failure():
     assert_mentions(missing, "vit.onnx", "cpu", "logits")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("latency", "processor", "told"), [(12.4, "a processor", 0), (12.6, "a processor", 1), (99.0, "another one", 0)])
 def test_what_is_slower_on_the_same_processor_is_told(latency: float, processor: str, told: int):
     found = drift(BEFORE, now(latency=latency, processor=processor))
@@ -55,11 +59,13 @@ def test_what_is_slower_on_the_same_processor_is_told(latency: float, processor:
         assert_mentions(line, "vit.onnx", "cpu", f"{latency:.1f}", "10.0", "ms")
 
 
+@pytest.mark.unit
 def test_it_is_read_as_it_was_written(tmp_path: Path):
     (tmp_path / "baseline.json").write_text(BEFORE.to_json())
     assert read_baseline(tmp_path / "baseline.json") == BEFORE
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("text", "facts"),
     [

@@ -96,6 +96,7 @@ def tap(error: float) -> Tap:
     return Tap("v", "blocks.0", "Add", error)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("errors", "place"),
     [
@@ -114,6 +115,7 @@ def test_they_part_where_the_difference_grows_most(errors: tuple[float, ...], pl
     assert found is (taps[place] if place is not None else None)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("module", "part"),
     [("blocks.3.attn.qkv", "blocks.3"), ("blocks.11", "blocks.11"), ("embeddings.patch_embed.proj", "embeddings"), ("norm", "norm")],

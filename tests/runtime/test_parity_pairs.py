@@ -149,10 +149,12 @@ def test_without_a_golden_record_there_are_no_floors(tiny_unverified: Path):
 # ---- what may lie between ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_between_two_float32_files_both_distances_may_lie():
     assert between(Limits(2, 8), Limits(3, 9)) == Limits(5, 17)
 
 
+@pytest.mark.unit
 def test_angles_add_up_and_cosines_fall_with_their_square():
     limit = by_output(between({"logits": Nearness(0.99, 0.01, 0.9984)}, {"logits": Nearness(0.96, 0.04, 0.9999)}))["logits"]
     assert limit.cosine == pytest.approx(1 - (0.1 + 0.2) ** 2)
@@ -160,11 +162,13 @@ def test_angles_add_up_and_cosines_fall_with_their_square():
     assert limit.cosine_mean == pytest.approx(1 - (0.04 + 0.01) ** 2)
 
 
+@pytest.mark.unit
 def test_a_mean_that_one_of_two_files_is_not_held_to_is_no_limit_of_both():
     for a, b in ((0.999, None), (None, 0.999)):
         assert by_output(between({"x": Nearness(0.99, None, a)}, {"x": Nearness(0.99, None, b)}))["x"].cosine_mean is None
 
 
+@pytest.mark.unit
 def test_beside_reduced_precision_a_float32_file_is_the_truth():
     near = {"logits": Nearness(0.99, 0.01, 0.999), "embedding": Nearness(0.98, None)}
     for limits in map(by_output, (between(near, FLOAT32_LIMITS), between(FLOAT32_LIMITS, near))):
@@ -264,6 +268,7 @@ def test_extremes_are_what_no_camera_makes(honest: Model):
     assert (int(faint.min()), int(faint.max())) == (127, 128)
 
 
+@pytest.mark.unit
 def test_photographs_are_prepared_as_the_file_says_and_broken_ones_are_told(images: Path, tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     paths = [images / "a.png", tmp_path / "broken.png", images / "b.jpg"]
@@ -276,6 +281,7 @@ def test_photographs_are_prepared_as_the_file_says_and_broken_ones_are_told(imag
     assert_mentions(one_line(error), 1, tmp_path / "broken.png")
 
 
+@pytest.mark.unit
 def test_of_very_many_photographs_some_are_taken_evenly(tmp_path: Path):
     for shade in range(8):
         Image.fromarray(np.full((32, 32, 3), shade, np.uint8)).save(tmp_path / f"{shade}.png")

@@ -25,6 +25,7 @@ def checks_of(model: Model, manifest: Manifest | None = None, inputs: str = "res
 # ---- extreme images ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_the_extreme_images_are_what_the_recipe_says():
     pixel, checkers, white, black, negative, faint = extreme_images(6, 12, 8, 4)[..., 0].astype(int)
     assert (pixel[6, 4], pixel.sum()) == (255, 255)
@@ -37,6 +38,7 @@ def test_the_extreme_images_are_what_the_recipe_says():
     assert (faint[0, 0], faint[0, 1], faint[1, 0]) == (127, 128, 128)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("channels", [1, 3])
 def test_extreme_images_are_grey_and_the_first_of_them_are_the_same(channels: int):
     images = extreme_images(ALL_EXTREMES, 9, 7, 2, channels)
@@ -154,6 +156,7 @@ def test_another_pillow_may_round_a_pixel_elsewhere(honest: Model):
         assert check.limit == FLOAT32_LIMITS
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("size", [(28, 28), (32, 48), (224, 224), (518, 518), (16, 8)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_pixels_that_are_recorded_are_few_and_of_every_channel_and_column(size: tuple[int, int], channels: int):

@@ -29,6 +29,7 @@ def rows(text: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in lines[2:]]
 
 
+@pytest.mark.unit
 def test_a_reader_of_junit_finds_a_suite_for_each_report_and_a_case_for_each_check(tmp_path: Path):
     file = tmp_path / "parity.xml"
     file.write_text(junit([result("a.onnx", GOOD, BAD), result("b.onnx")]), encoding="utf-8")
@@ -44,6 +45,7 @@ def test_a_reader_of_junit_finds_a_suite_for_each_report_and_a_case_for_each_che
     assert_mentions(failure.message, "812.04", "2.50", 2, 8)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("path", ["a&b<c>.onnx", 'quoted "name".onnx', "bell\a and tab\t.onnx", "caf\udce9.onnx", "\ufffe\U0001f600.onnx"])
 def test_every_name_of_a_file_makes_a_document(path: str, tmp_path: Path):
     file = tmp_path / "parity.xml"
@@ -53,6 +55,7 @@ def test_every_name_of_a_file_makes_a_document(path: str, tmp_path: Path):
     summary([result(path)]).encode("utf-8", "replace")
 
 
+@pytest.mark.unit
 def test_in_reduced_precision_the_cosine_and_the_divergence_are_told():
     check = dataclasses.replace(BAD, accuracy=Accuracy(0.91, 0.95, 0.5, 0.1, 0.25), limit=NEAR["logits"])
     results = [result("vit.onnx", check, limits=NEAR)]
@@ -65,6 +68,7 @@ def test_in_reduced_precision_the_cosine_and_the_divergence_are_told():
     assert_mentions(case.result[0].message, "0.91000", 0.9, "mean", "0.95000", 0.99, "2.5e-01", 1)
 
 
+@pytest.mark.unit
 def test_the_summary_names_the_worst_check_of_each_report():
     text = summary([result("a.onnx", GOOD, dataclasses.replace(GOOD, batch_size=7, rms_floors=1.5)), result("b.onnx")])
     first, second = rows(text)
@@ -76,6 +80,7 @@ def test_the_summary_names_the_worst_check_of_each_report():
     assert not [line for line in text.splitlines() if line.startswith("- ")]
 
 
+@pytest.mark.unit
 def test_the_summary_of_a_failure_says_so_first_and_lists_what_failed():
     text = summary([result("a.onnx"), result("b.onnx", GOOD, BAD)])
     assert "FAILED" in text.splitlines()[0]
@@ -86,6 +91,7 @@ def test_the_summary_of_a_failure_says_so_first_and_lists_what_failed():
     assert_mentions(line, "b.onnx", "cpu", "logits", 3, "32x24", "812.04", "2.50", 2, 8)
 
 
+@pytest.mark.unit
 def test_a_summary_stays_short():
     text = summary([result("a.onnx", *[BAD] * (FAILURES + 5))])
     failures = [line for line in text.splitlines() if line.startswith("- ")]
@@ -94,6 +100,7 @@ def test_a_summary_stays_short():
     assert_mentions(failures[-1], 5)
 
 
+@pytest.mark.unit
 def test_a_name_cannot_break_the_table():
     (line,) = [line for line in summary([result("a|b\n`c`.onnx")]).splitlines() if "onnx" in line]
     assert line.startswith(r"| a\|b?\`c\`.onnx | cpu |")

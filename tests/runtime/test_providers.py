@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from vit_runtime.providers import (
     PROBE_MODEL,
     PROBE_OUTPUT,
     PROVIDERS,
+    Probe,
     create_session,
     find_provider,
     load_onnxruntime,
@@ -39,6 +41,12 @@ def model(tmp_path):
     path = tmp_path / "probe.onnx"
     path.write_bytes(PROBE_MODEL)
     return path
+
+
+@cache
+def probed(name: str) -> Probe:
+    """The answer of one probe, for tests that are not about probing itself."""
+    return probe(name)
 
 
 class Site:
@@ -102,6 +110,7 @@ def test_importing_the_providers_loads_no_engine_and_no_torch(site):
     assert (answer.stdout, answer.stderr) == ("set()\n", "")
 
 
+@pytest.mark.unit
 def test_a_whole_onnxruntime_is_loaded():
     assert load_onnxruntime() is ort
 
@@ -172,11 +181,13 @@ def test_an_onnxruntime_that_cannot_be_imported_is_named_with_its_reason(site):
 # --- names
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_provider_is_found_by_its_short_name(name):
     assert find_provider(name).name == name
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
@@ -196,6 +207,7 @@ def test_a_misspelt_provider_is_answered_with_the_nearest(name, meant):
     assert_mentions(one_line(error), repr(name), repr(meant), "auto", *PROVIDERS)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["", "ExecutionProvider", "tpu-v5"])
 def test_a_provider_like_no_other_gets_the_list_alone(name):
     with pytest.raises(InputError) as error:
@@ -207,6 +219,7 @@ def test_a_provider_like_no_other_gets_the_list_alone(name):
 # --- probing
 
 
+@pytest.mark.unit
 def test_the_embedded_model_is_the_one_that_its_comments_describe():
     onnx = pytest.importorskip("onnx")
     embedded = onnx.load_model_from_string(PROBE_MODEL)
@@ -219,7 +232,7 @@ def test_the_embedded_model_is_the_one_that_its_comments_describe():
 
 
 def test_the_cpu_works():
-    answer = probe("cpu")
+    answer = probed("cpu")
     assert (answer.name, answer.status, answer.works, answer.remedy) == ("cpu", "ok", True, "")
 
 
@@ -234,7 +247,7 @@ def test_probing_prints_nothing_and_gives_a_reason_and_a_remedy_for_what_does_no
 @pytest.mark.skipif(not CPU_WHEEL, reason="this onnxruntime was built with CUDA")
 @pytest.mark.parametrize(("name", "technology"), [("cuda", "CUDA"), ("tensorrt", "TensorRT")])
 def test_on_the_cpu_wheel_a_gpu_provider_is_missing_and_the_remedy_swaps_the_wheel(name, technology):
-    answer = probe(name)
+    answer = probed(name)
     assert answer.status == "missing"
     assert_mentions(answer.reason, f"onnxruntime {ort.__version__}", technology)
     assert_mentions(answer.remedy, 'pip uninstall -y onnxruntime && pip install "vit-deploy[gpu]"')
@@ -336,7 +349,7 @@ def test_float32_on_cuda_is_float32_whatever_else_is_asked_for(model, options, m
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "cpu"])
 def test_a_provider_that_does_not_run_here_is_an_error_and_never_another_provider(model, name, capfd):
-    answer = probe(name)
+    answer = probed(name)
     if answer.works:
         pytest.skip(f"{name} works here")
     with pytest.raises(ProviderError) as caught:

@@ -117,7 +117,9 @@ def test_openvino_runs_beside_onnxruntime(tiny_openvino_fp32: Path):
     assert [len(result.rounds[0]) for result in results] == [1, 1]
 
 
-@pytest.mark.parametrize("arithmetic", [Arithmetic(), Arithmetic(int8_group=32), Arithmetic(bf16=True)])
+@pytest.mark.parametrize(
+    "arithmetic", [pytest.param(Arithmetic(), marks=pytest.mark.full), Arithmetic(int8_group=32), Arithmetic(bf16=True)]
+)
 def test_a_file_is_loaded_as_it_is_elsewhere_in_the_arithmetic_asked_for(arithmetic: Arithmetic, tiny_openvino: Path):
     """Each gives other numbers, on a CPU that has it."""
     pytest.importorskip("openvino")
@@ -155,6 +157,7 @@ def test_nobody_races_nobody():
     assert race([], 2, SHORT) == []
 
 
+@pytest.mark.unit
 def test_the_ratio_is_the_median_of_the_rounds_ratios():
     """4, 2 and 9 times; the second round was slow for both. Of all latencies together it would be 22 / 8."""
     fast, slow = result((1.0,), (10.0, 10.0, 40.0), (2.0,)), result((4.0,), (20.0,), (18.0,))
@@ -164,6 +167,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
     assert fast.times_faster(fast) == 1
 
 
+@pytest.mark.unit
 def test_a_percentile_is_of_all_latencies():
     found = result((1.0, 2.0), (3.0,), (4.0, 5.0))
     assert [found.percentile(percent) for percent in (0, 25, 50, 100)] == [1, 2, 3, 5]
