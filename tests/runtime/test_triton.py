@@ -132,8 +132,8 @@ def test_only_the_outputs_that_are_asked_for_are_sent(served):
 def test_a_broken_image_fails_its_own_request_and_says_which_it_was(served, tiny_model):
     requests = [Request([picture(1)]), Request([picture(2), picture(3)[:60]]), Request([b""]), Request([picture(4)])]
     first, second, third, last = served.execute(requests)
-    assert_mentions(second.error.message, "image 2 of 2")
-    assert_mentions(third.error.message, "image 1 of 1")
+    assert_mentions(second.error.message, "image", 2)
+    assert_mentions(third.error.message, "image", 1)
     assert {second.error.code, third.error.code} == {"INVALID_ARG"}
     assert "\n" not in second.error.message + third.error.message
     together = vit.load(tiny_model, "cpu").predict([picture(1), picture(4)])
