@@ -21,7 +21,7 @@ from vit_runtime import onnx_file
 from vit_runtime.errors import ModelError
 from vit_runtime.onnx_file import DTYPES, MAX_DEPTH, MAX_METADATA, NodeInfo, OnnxFile, TensorInfo, read_graph, read_onnx
 
-FEW_AND_MANY = (400, pytest.param(4000, marks=pytest.mark.full))
+FEW_AND_MANY = (pytest.param(400, marks=pytest.mark.unit), pytest.param(4000, marks=pytest.mark.full))
 
 TEXTS = {
     "free and named dimensions": """<ir_version: 8, opset_import: ["": 18]> g (float[batch, 3, ?] x, int64 n) => (float[batch, 3] y)
@@ -198,7 +198,6 @@ def test_nodes_in_branches_and_functions_are_read_too(tmp_path: Path):
     assert {node.constant for node in graph.inner} == {None, "int8"}
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("files", FEW_AND_MANY)
 def test_the_graph_of_a_mutated_file_is_read_or_refused_and_nothing_else(files: int, tmp_path: Path):
     content, path = small_model(tmp_path).read_bytes(), tmp_path / "mutated.onnx"
@@ -322,7 +321,6 @@ def test_a_small_file_that_was_cut_off_at_any_byte_is_read_only_if_onnx_reads_it
 # ---- hostile files -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("files", FEW_AND_MANY)
 def test_mutated_files_are_read_or_refused_and_nothing_else(files: int, tmp_path: Path):
     """Each has a few bytes changed, put in, taken out or doubled."""
@@ -349,7 +347,6 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(files: int, tmp_path
     assert 0 < read < files
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("files", FEW_AND_MANY)
 def test_what_a_mutated_file_is_read_as_is_what_onnx_reads(files: int, tmp_path: Path):
     """Where both accept a file they agree on its interface: nobody can show one graph here and run another one."""
