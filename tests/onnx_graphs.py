@@ -111,6 +111,7 @@ def in_words(shape: str, body: str, **weights: np.ndarray) -> ir.Model:
     text = f'<ir_version: 10, opset_import: ["": 20]> main (float[{shape}] x{declared}) => (float[{shape}] out) {{ {body} }}'
     model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
     for value in list(model.graph.inputs)[1:]:
+        assert value.name is not None
         model.graph.inputs.remove(value)
         value.const_value = ir.tensor(weights[value.name], name=value.name)
         model.graph.register_initializer(value)

@@ -4,6 +4,8 @@ import pytest
 
 from vit_runtime.obstacle import one_line
 
+pytestmark = pytest.mark.unit
+
 CALL = "std::conditional_t<THRW, void, onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, const char*, const char*, SUCCTYPE, int)"
 WITH = "[with ERRTYPE = cudaError; bool THRW = true; SUCCTYPE = cudaError; std::conditional_t<THRW, void, common::Status> = void]"
 WHERE = "; GPU=-1 ; hostname=somewhere ; file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ;"

@@ -14,11 +14,14 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from helpers import assert_mentions, one_line
 from onnx import TensorProto, helper, numpy_helper
 
 from vit_runtime import onnx_file
 from vit_runtime.errors import ModelError
-from vit_runtime.onnx_file import DTYPES, MAX_METADATA, NodeInfo, OnnxFile, TensorInfo, read_graph, read_onnx
+from vit_runtime.onnx_file import DTYPES, MAX_DEPTH, MAX_METADATA, NodeInfo, OnnxFile, TensorInfo, read_graph, read_onnx
+
+FEW_AND_MANY = (pytest.param(400, marks=pytest.mark.unit), pytest.param(4000, marks=pytest.mark.full))
 
 TEXTS = {
     "free and named dimensions": """<ir_version: 8, opset_import: ["": 18]> g (float[batch, 3, ?] x, int64 n) => (float[batch, 3] y)
@@ -32,7 +35,7 @@ TEXTS = {
 
 
 def theirs(path: Path) -> OnnxFile:
-    """The same as the onnx package tells it."""
+    """The same as the onnx package reads it."""
     model = onnx.load(path, load_external_data=False)
     initializers = {tensor.name for tensor in model.graph.initializer}
 
@@ -65,10 +68,17 @@ def small_model(tmp_path: Path) -> Path:
     return path
 
 
-def external_model(folder: Path, length: int = 64, **entries: str) -> Path:
-    """A graph with one weight of 16 numbers in another file; `entries` replaces what it says of that file."""
+def refusal(path: Path, read: Callable[[Path], object] = read_onnx) -> str:
+    """The message of the ModelError for a file."""
+    with pytest.raises(ModelError) as error:
+        read(path)
+    return one_line(error)
+
+
+def external_model(folder: Path, **entries: str) -> Path:
+    """A graph with one weight of 16 values in another file; `entries` replaces what it says of that file."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[16], data_location=TensorProto.EXTERNAL)
-    for key, value in {"location": "small.data", "offset": "0", "length": str(length), **entries}.items():
+    for key, value in {"location": "small.data", "offset": "0", "length": "64", **entries}.items():
         tensor.external_data.add(key=key, value=value)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [16]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
@@ -103,6 +113,7 @@ def field(number: int, content: bytes) -> bytes:
 # ---- what onnx reads -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_it_reads_what_onnx_reads(text: str, tmp_path: Path):
     path = tmp_path / "small.onnx"
@@ -123,6 +134,7 @@ def test_an_exported_file_is_what_onnx_calls_a_model(tiny_model: Path, tiny_exte
     assert read_onnx(tiny_model).external_files == ()
 
 
+@pytest.mark.unit
 def test_initialisers_that_are_listed_as_inputs_are_no_inputs(tmp_path: Path):
     """Files of before IR version 4 list every weight among the inputs."""
     model = onnx.parser.parse_model(TEXTS["initialisers"])
@@ -133,6 +145,7 @@ def test_initialisers_that_are_listed_as_inputs_are_no_inputs(tmp_path: Path):
     assert read_onnx(path) == theirs(path)
 
 
+@pytest.mark.unit
 def test_an_unknown_type_is_shown_by_its_number_and_a_negative_size_as_free(tmp_path: Path):
     model = onnx.parser.parse_model(TEXTS["no nodes"])
     model.graph.input[0].type.tensor_type.elem_type = 99
@@ -171,6 +184,7 @@ def test_nodes_and_types_are_read_as_onnx_does(fixture: str, request: pytest.Fix
     assert graph.nonzero == {name for name, array in arrays.items() if weights[name] in ("int8", "uint8", "bool") and array.any()}
 
 
+@pytest.mark.unit
 def test_nodes_in_branches_and_functions_are_read_too(tmp_path: Path):
     text = """<ir_version: 10, opset_import: ["": 20, "local": 1]> g (bool c, float[2] x) => (float[2] y)
         { y = If (c) <then_branch = t () => (float[2] a) { a = Relu(x) }, else_branch = e () => (float[2] b) { b = local.Twice(x) }> }
@@ -184,10 +198,11 @@ def test_nodes_in_branches_and_functions_are_read_too(tmp_path: Path):
     assert {node.constant for node in graph.inner} == {None, "int8"}
 
 
-def test_the_graph_of_a_mutated_file_is_read_or_refused_and_nothing_else(tmp_path: Path):
+@pytest.mark.parametrize("files", FEW_AND_MANY)
+def test_the_graph_of_a_mutated_file_is_read_or_refused_and_nothing_else(files: int, tmp_path: Path):
     content, path = small_model(tmp_path).read_bytes(), tmp_path / "mutated.onnx"
     draw = random.Random(0)
-    for _ in range(1000):
+    for _ in range(files):
         mutated = bytearray(content)
         for _ in range(draw.randint(1, 4)):
             mutated[draw.randrange(len(mutated))] = draw.randrange(256)
@@ -196,15 +211,16 @@ def test_the_graph_of_a_mutated_file_is_read_or_refused_and_nothing_else(tmp_pat
             read_graph(path)
 
 
+@pytest.mark.unit
 def test_more_names_and_nodes_than_memory_is_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = small_model(tmp_path)
-    for limit, words in (("MAX_NODES", "more than 2 nodes"), ("MAX_NAMES", "more than 2 names of values")):
+    for limit, word in (("MAX_NODES", "nodes"), ("MAX_NAMES", "names")):
         with monkeypatch.context() as patch:
             patch.setattr(onnx_file, limit, 2)
-            with pytest.raises(ModelError, match=words):
-                read_graph(path)
+            assert_mentions(refusal(path, read_graph), path, 2, word)
 
 
+@pytest.mark.unit
 def test_weights_are_not_read(tmp_path: Path):
     """A file of 2 GiB with a hole for the weights costs milliseconds and kilobytes."""
     size = 2 << 30
@@ -231,19 +247,21 @@ def test_weights_are_not_read(tmp_path: Path):
 # ---- no such file, no whole file -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_a_missing_file_is_told_how_to_be_made(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"no\.onnx does not exist; `vit-export --out .*no\.onnx` makes one"):
-        read_onnx(tmp_path / "no.onnx")
+    path = tmp_path / "no.onnx"
+    assert_mentions(refusal(path), path, f"vit-export --out {path}")
 
 
+@pytest.mark.unit
 def test_an_empty_file_a_folder_and_a_pipe_are_called_by_their_names(tmp_path: Path):
     (tmp_path / "empty.onnx").touch()
     os.mkfifo(tmp_path / "pipe.onnx")
-    for name, words in {"empty.onnx": "is empty", "": "is a folder", "pipe.onnx": "is a pipe or device"}.items():
-        with pytest.raises(ModelError, match=words):
-            read_onnx(tmp_path / name)
+    for name, word in {"empty.onnx": "empty", "": "folder", "pipe.onnx": "pipe"}.items():
+        assert_mentions(refusal(tmp_path / name).removeprefix(f"{tmp_path / name} "), word)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["a\0b.onnx", "x" * 5000, "file.txt/model.onnx", "loop.onnx"])
 def test_impossible_paths_are_refused(name: str, tmp_path: Path):
     (tmp_path / "file.txt").write_text("a file, no folder")
@@ -251,6 +269,7 @@ def test_impossible_paths_are_refused(name: str, tmp_path: Path):
     assert not reads_or_refuses(tmp_path / name)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "content",
     [
@@ -267,10 +286,10 @@ def test_impossible_paths_are_refused(name: str, tmp_path: Path):
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"is not a whole \.onnx file .*; copy it again or export it again"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, ".onnx")
 
 
+@pytest.mark.unit
 def test_random_bytes_are_refused(tmp_path: Path):
     rng, path = random.Random(0), tmp_path / "model.onnx"
     for _ in range(300):
@@ -289,6 +308,7 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(tiny_unverified: Path, tmp_
     assert not read
 
 
+@pytest.mark.unit
 def test_a_small_file_that_was_cut_off_at_any_byte_is_read_only_if_onnx_reads_it_too(tmp_path: Path):
     path = small_model(tmp_path)
     whole = path.read_bytes()
@@ -301,8 +321,9 @@ def test_a_small_file_that_was_cut_off_at_any_byte_is_read_only_if_onnx_reads_it
 # ---- hostile files -------------------------------------------------------------------------------------------------------------------
 
 
-def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path):
-    """4,000 files, each with a few bytes changed, put in, taken out or doubled."""
+@pytest.mark.parametrize("files", FEW_AND_MANY)
+def test_mutated_files_are_read_or_refused_and_nothing_else(files: int, tmp_path: Path):
+    """Each has a few bytes changed, put in, taken out or doubled."""
     path = small_model(tmp_path)
     whole, rng, read = path.read_bytes(), random.Random(1), 0
     changes: tuple[Callable[[bytearray, int], object], ...] = (
@@ -314,7 +335,7 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path):
     )
     tracemalloc.start()
     try:
-        for _ in range(4000):
+        for _ in range(files):
             data = bytearray(whole)
             for _ in range(rng.randrange(1, 5)):
                 rng.choice(changes)(data, rng.randrange(len(data)))
@@ -323,14 +344,15 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path):
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
-    assert 0 < read < 4000
+    assert 0 < read < files
 
 
-def test_what_a_mutated_file_is_read_as_is_what_onnx_reads(tmp_path: Path):
+@pytest.mark.parametrize("files", FEW_AND_MANY)
+def test_what_a_mutated_file_is_read_as_is_what_onnx_reads(files: int, tmp_path: Path):
     """Where both accept a file they agree on its interface: nobody can show one graph here and run another one."""
     path = small_model(tmp_path)
     whole, rng, compared = path.read_bytes(), random.Random(2), 0
-    for _ in range(1500):
+    for _ in range(files):
         data = bytearray(whole)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
@@ -343,18 +365,19 @@ def test_what_a_mutated_file_is_read_as_is_what_onnx_reads(tmp_path: Path):
         assert [info.name for info in ours.outputs] == [value.name for value in model.graph.output]
         assert ours.nodes == len(model.graph.node)
         assert ours.metadata == {entry.key: entry.value for entry in model.metadata_props}
-    assert compared > 100
+    assert compared > files / 15
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("claimed", [1 << 20, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1, (1 << 69) - 1])
 @pytest.mark.parametrize("number", [1, 2, 7, 8, 14, 25])
 def test_a_length_beyond_the_end_is_refused_at_once(number: int, claimed: int, tmp_path: Path):
     path = small_model(tmp_path)
     path.write_bytes(path.read_bytes() + varint(number << 3 | 2) + varint(claimed) + b"abc")
-    with pytest.raises(ModelError, match="ends in the middle of a field"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, "field")
 
 
+@pytest.mark.unit
 def test_a_length_may_not_reach_out_of_the_field_around_it(tmp_path: Path):
     """A node that claims more bytes than its graph has, though the file has them."""
     path = tmp_path / "model.onnx"
@@ -363,23 +386,24 @@ def test_a_length_may_not_reach_out_of_the_field_around_it(tmp_path: Path):
     assert not reads_or_refuses(path)
 
 
+@pytest.mark.unit
 def test_a_number_without_an_end_is_refused(tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08" + b"\x80" * 100)
-    with pytest.raises(ModelError, match="a number that does not end"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, "number")
 
 
+@pytest.mark.unit
 def test_two_graphs_or_two_entries_of_one_name_are_refused(tmp_path: Path):
     """Readers of protocol buffers merge the first and keep both of the second: what was checked would not be what runs."""
     path = small_model(tmp_path)
     whole = path.read_bytes()
-    for more, words in ((field(7, b""), "two graphs"), (field(14, field(1, b"vit_deploy")), "two metadata entries 'vit_deploy'")):
+    for more, facts in ((field(7, b""), ("graphs",)), (field(14, field(1, b"vit_deploy")), ("metadata", "'vit_deploy'"))):
         path.write_bytes(whole + more)
-        with pytest.raises(ModelError, match=words):
-            read_onnx(path)
+        assert_mentions(refusal(path), path, *facts)
 
 
+@pytest.mark.unit
 def test_very_many_nodes_are_counted_in_reasonable_time(tmp_path: Path):
     """Also when each has an operator of its own."""
     nodes = b"".join(field(1, field(4, b"op%d" % index)) for index in range(30_000))
@@ -390,49 +414,46 @@ def test_very_many_nodes_are_counted_in_reasonable_time(tmp_path: Path):
     assert time.perf_counter() - begun < 5  # it takes a third of a second; minutes if the time grew with the square
 
 
+@pytest.mark.unit
 def test_a_huge_name_or_metadata_entry_is_refused(tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08" + field(7, field(1, field(4, b"x" * 70_000))) + field(8, b"\x10\x12"))
-    with pytest.raises(ModelError, match="a name or text of 70000 bytes"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, 70000)
     with path.open("wb") as file:  # a hole, not 64 MiB of bytes
         size = MAX_METADATA + 1
         content = varint(2 << 3 | 2) + varint(size)
         file.write(b"\x08\x08" + field(7, b"") + field(8, b"\x10\x12") + varint(14 << 3 | 2) + varint(len(content) + size) + content)
         file.truncate(file.tell() + size)
-    with pytest.raises(ModelError, match=f"a name or text of {size} bytes"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, size)
 
 
 # ---- weights in another file ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_external_weights_are_checked_to_be_whole(tmp_path: Path):
     path = external_model(tmp_path)
-    with pytest.raises(ModelError, match=r"keeps its weights in small\.data, which is not beside it; copy both files"):
-        read_onnx(path)
+    missing = refusal(path)
+    assert_mentions(missing, path, "small.data", "weights")
     data = tmp_path / "small.data"
     data.write_bytes(bytes(63))
-    with pytest.raises(ModelError, match=r"has 63 bytes, expected at least 64; copy both files again"):
-        read_onnx(path)
+    assert_mentions(refusal(path), data, 63, 64)
     data.write_bytes(bytes(64))
     assert read_onnx(path) == theirs(path)
     data.unlink()
     data.mkdir()
-    with pytest.raises(ModelError, match="is not beside it"):
-        read_onnx(path)
+    assert refusal(path) == missing
 
 
 def test_an_exported_file_needs_its_whole_data_file(tiny_external: Path, tmp_path: Path):
-    path = shutil.copy(tiny_external, tmp_path)
-    with pytest.raises(ModelError, match="which is not beside it"):
-        read_onnx(Path(path))
-    weights = tiny_external.with_name("tiny.onnx.data").read_bytes()
-    (tmp_path / "tiny.onnx.data").write_bytes(weights[:-1])
-    with pytest.raises(ModelError, match="expected at least"):
-        read_onnx(Path(path))
+    path = Path(shutil.copyfile(tiny_external, tmp_path / "tiny.onnx"))
+    assert_mentions(refusal(path), path, "tiny.onnx.data")
+    weights, data = tiny_external.with_name("tiny.onnx.data").read_bytes(), tmp_path / "tiny.onnx.data"
+    data.write_bytes(weights[:-1])
+    assert_mentions(refusal(path), data, len(weights) - 1, len(weights))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "location", ["../small.data", "/etc/hostname", "sub/small.data", "sub/../../small.data", "", ".", "..", "a\0b", "loop", "x" * 5000]
 )
@@ -446,6 +467,7 @@ def test_weights_outside_the_folder_are_refused(location: str, tmp_path: Path):
     assert not reads_or_refuses(external_model(folder, location=location))
 
 
+@pytest.mark.unit
 def test_weights_outside_the_folder_are_refused_wherever_in_the_file_they_are(tmp_path: Path):
     """In a Constant, sparse, in a branch of an If, in a function."""
     weight = onnx.load(external_model(tmp_path, location="../secret"), load_external_data=False).graph.initializer[0]
@@ -469,20 +491,20 @@ def test_weights_outside_the_folder_are_refused_wherever_in_the_file_they_are(tm
     for name, graph in graphs.items():
         model = helper.make_model(graph, opset_imports=[opset], functions=[function] if name == "function" else [])
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(ModelError, match="do not use this file"):
-            read_onnx(path)
+        assert_mentions(refusal(path), path, "'../secret'")
 
 
+@pytest.mark.unit
 def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path):
     node = field(4, b"If")
     for _ in range(2000):
         node = field(4, b"If") + field(5, field(6, field(1, node)))
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08" + field(7, field(1, node)) + field(8, b"\x10\x12"))
-    with pytest.raises(ModelError, match="graphs in graphs"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, MAX_DEPTH)
 
 
+@pytest.mark.unit
 def test_a_link_out_of_the_folder_is_refused_and_one_within_it_is_not(tmp_path: Path):
     folder = tmp_path / "models"
     folder.mkdir()
@@ -490,13 +512,13 @@ def test_a_link_out_of_the_folder_is_refused_and_one_within_it_is_not(tmp_path: 
     for place in (tmp_path, folder):
         (place / "secret").write_bytes(bytes(64))
     (folder / "small.data").symlink_to(tmp_path / "secret")
-    with pytest.raises(ModelError, match=r"keeps weights in 'small\.data', expected a file in its own folder; do not use this file"):
-        read_onnx(path)
+    assert_mentions(refusal(path), path, "'small.data'", "folder")
     (folder / "small.data").unlink()
     (folder / "small.data").symlink_to("secret")
     assert read_onnx(path).external_files == ("small.data",)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("key", ["offset", "length"])
 @pytest.mark.parametrize("value", ["-64", "x", "1e3", "", "9" * 5000, "٣", "1_0"])
 def test_a_place_that_is_no_number_is_refused(key: str, value: str, tmp_path: Path):
@@ -504,8 +526,8 @@ def test_a_place_that_is_no_number_is_refused(key: str, value: str, tmp_path: Pa
     assert not reads_or_refuses(external_model(tmp_path, **{key: value}))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("offset", "length"), [("1", "64"), ("64", "1"), (str(1 << 62), "64"), ("0", str(1 << 62))])
 def test_a_place_beyond_the_data_file_is_refused(offset: str, length: str, tmp_path: Path):
     (tmp_path / "small.data").write_bytes(bytes(64))
-    with pytest.raises(ModelError, match="has 64 bytes, expected at least"):
-        read_onnx(external_model(tmp_path, offset=offset, length=length))
+    assert_mentions(refusal(external_model(tmp_path, offset=offset, length=length)), 64, int(offset) + int(length))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import QUICK, copied, failed, inputs, one_line, run
+from helpers import QUICK, assert_mentions, copied, failed, inputs, one_line, run
 from onnx import numpy_helper
 
 import vit_runtime as vit
@@ -23,7 +23,7 @@ def entries(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("fixture", ["tiny_openvino", "tiny_openvino_fp32"])
+@pytest.mark.parametrize("fixture", ["tiny_openvino", pytest.param("tiny_openvino_fp32", marks=pytest.mark.full)])
 def test_what_was_compiled_is_kept_and_used_the_next_time(fixture: str, tmp_path: Path, request: pytest.FixtureRequest):
     """What the cache has not is written into it: by the first load, and nothing by the second, which gives the same numbers."""
     path, folder = request.getfixturevalue(fixture), tmp_path / "made" / "cache"
@@ -68,7 +68,13 @@ def test_a_file_in_another_arithmetic_does_not_get_the_numbers_of_the_first(arit
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:10], lambda data: b"junk" * 99, lambda data: b""]
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        pytest.param(lambda data: data[:10], marks=pytest.mark.full),
+        pytest.param(lambda data: b"junk" * 99, marks=pytest.mark.full),
+        lambda data: b"",
+    ],
 )
 def test_a_damaged_cache_is_made_again_without_a_word(
     damage: Callable[[bytes], bytes], tiny_openvino_fp32: Path, float32: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -95,21 +101,21 @@ def test_a_cache_folder_that_cannot_be_made_is_told_and_no_fault_of_the_file(tin
     """A file in its place, and a file on the way to it."""
     (tmp_path / "file").write_text("no folder")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(MachineError, match="choose another folder, or leave cache_dir out") as error:
+        with pytest.raises(MachineError) as error:
             vit.load(tiny_openvino_fp32, "openvino", cache_dir=folder)
-        assert one_line(error).startswith(f"the cache folder {folder} cannot be made (")
+        assert_mentions(one_line(error), folder, "cache_dir")
 
 
 @pytest.mark.parametrize("command", ["vit-predict", "vit-bench"])
 def test_the_commands_keep_what_was_compiled_in_the_folder_that_they_are_given(
     command: str, tiny_openvino_fp32: Path, photo: Path, tmp_path: Path
 ):
-    arguments = [photo] if command == "vit-predict" else [*QUICK, "--batch-sizes", "1"]
-    arguments = [tiny_openvino_fp32, *arguments, "--provider", "openvino", "-q", "--cache-dir"]
+    options: list[str | Path] = [photo] if command == "vit-predict" else [*QUICK, "--batch-sizes", "1"]
+    arguments = [tiny_openvino_fp32, *options, "--provider", "openvino", "-q", "--cache-dir"]
     assert run(command, *arguments, tmp_path / "cache").exit_code == 0
     assert entries(tmp_path / "cache")
     message = failed(run(command, *arguments, photo / "below"), 4)
-    assert message.startswith(f"the cache folder {photo / 'below'} cannot be made (")
+    assert_mentions(message, photo / "below", "cache")
 
 
 def test_the_variable_names_the_folder_where_the_argument_does_not(
@@ -123,5 +129,6 @@ def test_the_variable_names_the_folder_where_the_argument_does_not(
 
 
 def test_a_provider_that_compiles_nothing_refuses_a_cache(tiny_openvino_fp32: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="expected it with 'openvino' or 'tensorrt', which keep what they compile"):
+    with pytest.raises(InputError) as error:
         vit.load(tiny_openvino_fp32, "cpu", cache_dir=tmp_path / "cache")
+    assert_mentions(one_line(error), "'cpu'", "'openvino'", "'tensorrt'")

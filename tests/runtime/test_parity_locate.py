@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import copied, document_of, failed, run, with_array
+from helpers import assert_mentions, copied, document_of, failed, one_line, run, with_array
 
 import vit_runtime as vit
 from vit_runtime.errors import InputError, ModelError
@@ -68,8 +68,9 @@ def test_a_file_for_another_engine_is_compared_at_what_both_have(tiny_model: Pat
 
 def test_weights_beside_the_file_are_refused(tiny_external: Path):
     model = vit.load(tiny_external, "cpu")
-    with pytest.raises(InputError, match="has its weights in a file beside it, expected one file to look inside"):
+    with pytest.raises(InputError) as error:
         locate(model, model)
+    assert_mentions(one_line(error), tiny_external, "--external-data")
 
 
 def test_files_without_a_name_in_common_cannot_be_told_apart(honest: Model, tmp_path: Path):
@@ -95,6 +96,7 @@ def tap(error: float) -> Tap:
     return Tap("v", "blocks.0", "Add", error)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("errors", "place"),
     [
@@ -113,6 +115,7 @@ def test_they_part_where_the_difference_grows_most(errors: tuple[float, ...], pl
     assert found is (taps[place] if place is not None else None)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("module", "part"),
     [("blocks.3.attn.qkv", "blocks.3"), ("blocks.11", "blocks.11"), ("embeddings.patch_embed.proj", "embeddings"), ("norm", "norm")],
@@ -129,8 +132,9 @@ def test_outputs_are_added_without_touching_what_is_there(tiny_model: Path, tmp_
     assert [value.name for value in proto.graph.output] == [*(value.name for value in before.graph.output), "blocks.0/Add", long]
     del proto.graph.output[-2:]
     assert proto == before
-    with pytest.raises(ModelError, match="two graphs in it"):
+    with pytest.raises(ModelError) as error:
         read_onnx(path)
+    assert_mentions(one_line(error), path, "graphs")
 
 
 def test_nodes_are_read_in_their_order(tiny_model: Path):
@@ -145,9 +149,11 @@ def test_the_command_names_the_part_and_draws_the_way(tiny_model: Path, tmp_path
     bad = with_array(tiny_model, tmp_path, "blocks.1.attn.proj.weight", stretch)
     result = run("vit-parity", tiny_model, bad, "--batch-sizes", "1", "--locate")
     assert result.exit_code == 1
-    assert f"{bad} on cpu against {tiny_model}: they part in blocks.1, first seen at blocks.1.attn.proj/MatMul (MatMul)\n" in result.stdout
-    (marked,) = [line for line in result.stdout.splitlines() if "<- here they part" in line]
-    assert marked.startswith("  blocks.1/Add ")
+    (line,) = [line for line in result.stdout.splitlines() if "blocks.1.attn.proj/MatMul" in line]
+    assert_mentions(line, bad, "cpu", tiny_model, "blocks.1", "blocks.1.attn.proj/MatMul", "MatMul")
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("  ") and "/" in line]
+    assert [row[0] for row in rows] == [value for value in ALONG if "/" in value]
+    assert [row[0] for row in rows if len(row) > 2] == ["blocks.1/Add"]  # the row with the mark
     (place,) = document_of(run("vit-parity", tiny_model, bad, "--batch-sizes", "1", "--locate", "--json"), 1)["located"]
     assert (place["place"], place["first"]["value"]) == ("blocks.1", "blocks.1.attn.proj/MatMul")
 
@@ -161,9 +167,9 @@ def test_where_they_agree_nothing_is_located(tiny_model: Path, tiny_openvino_fp3
 
 
 def test_with_nothing_to_compare_it_is_refused(tiny_model: Path):
-    assert "expected two to compare" in failed(run("vit-parity", tiny_model, "--locate"), 2)
+    assert_mentions(failed(run("vit-parity", tiny_model, "--locate"), 2), "--locate", "provider")
 
 
 def test_weights_beside_a_file_are_told_before_the_work(tiny_external: Path, tiny_model: Path):
     message = failed(run("vit-parity", tiny_model, tiny_external, "--locate"), 2)
-    assert message.startswith(f"{tiny_external} has its weights in a file beside it, expected one file to look inside")
+    assert_mentions(message, tiny_external, "--external-data")

@@ -22,30 +22,36 @@ def allowed(value: float) -> np.ndarray:
     return np.full(2, value)
 
 
+@pytest.mark.unit
 def test_the_same_scores_have_the_same_order():
     assert ranks(SCORES, SCORES, allowed(0.1)) == Ranks(1.0, 0, 0)
 
 
+@pytest.mark.unit
 def test_another_class_on_top_is_a_near_tie_where_both_may_be_off_by_as_much():
     swapped = changed(0, c1=9.05)
     assert ranks(SCORES, swapped, allowed(0.06)) == Ranks(1.0, 1, 1)
     assert ranks(SCORES, swapped, allowed(0.04)) == Ranks(1.0, 1, 0)
 
 
+@pytest.mark.unit
 def test_five_on_top_may_come_in_any_order_but_not_be_others():
     assert ranks(SCORES, changed(1, c6=5.5), allowed(0.01)).top5 == 1.0
     assert ranks(SCORES, changed(1, c0=5.5), allowed(0.01)).top5 == 0.5
 
 
+@pytest.mark.unit
 def test_three_classes_are_all_among_the_first_five():
     assert ranks(SCORES[:, :3], SCORES[:, 2::-1], allowed(0.01)) == Ranks(1.0, 2, 0)
 
 
+@pytest.mark.unit
 def test_not_a_number_is_no_tie():
     found = ranks(SCORES, changed(0, c2=np.nan), allowed(0.1))
     assert (found.changed, found.near_ties) == (1, 0)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("limit", "gap", "near"),
     [

@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import document_of, run, with_array, with_manifest
+from helpers import assert_mentions, document_of, one_line, run, with_array, with_manifest
 
 import vit_runtime as vit
 from vit_runtime.golden import ALL_EXTREMES, EXTREMES, extreme_images
@@ -24,6 +25,7 @@ def checks_of(model: Model, manifest: Manifest | None = None, inputs: str = "res
 # ---- extreme images ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_the_extreme_images_are_what_the_recipe_says():
     pixel, checkers, white, black, negative, faint = extreme_images(6, 12, 8, 4)[..., 0].astype(int)
     assert (pixel[6, 4], pixel.sum()) == (255, 255)
@@ -36,10 +38,12 @@ def test_the_extreme_images_are_what_the_recipe_says():
     assert (faint[0, 0], faint[0, 1], faint[1, 0]) == (127, 128, 128)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("channels", [1, 3])
 def test_extreme_images_are_grey_and_the_first_of_them_are_the_same(channels: int):
     images = extreme_images(ALL_EXTREMES, 9, 7, 2, channels)
-    assert (images.shape, images.dtype) == ((6, 9, 7, channels), np.uint8)
+    assert images.shape == (6, 9, 7, channels)
+    assert images.dtype == np.uint8
     assert (images == images[..., :1]).all()
     np.testing.assert_array_equal(extreme_images(2, 9, 7, 2, channels), images[:2])
 
@@ -123,7 +127,7 @@ PLAIN = Preprocessing.paper(32, 32)
     ],
     ids=str,
 )  # fmt: skip
-def test_another_way_of_resizing_is_seen(fields: dict[str, object], honest: Model):
+def test_another_way_of_resizing_is_seen(fields: dict[str, Any], honest: Model):
     assert honest.manifest.resized is not None
     spec = honest.manifest.preprocessing
     assert (spec.interpolation, spec.resize) == ("bilinear", ExactResize(32, 32))
@@ -137,10 +141,6 @@ def test_the_command_flags_a_wrong_interpolation(tiny_model: Path, tiny_int8: Pa
         changed = with_manifest(path, tmp_path, lambda document: document["preprocessing"].update(interpolation="bicubic"))
         (report,) = document_of(run("vit-parity", changed, "--batch-sizes", "1", "--json"), 1)["models"][0]["reports"]
         assert {check["inputs"] for check in report["checks"] if not check["passed"]} == {"resizing"}
-        text = run("vit-parity", changed, "--batch-sizes", "1").stdout
-        (line,) = [line for line in text.splitlines() if "resizing" in line]
-        assert line.startswith("  pixels")
-        assert line.endswith("FAILED")
 
 
 def test_another_pillow_may_round_a_pixel_elsewhere(honest: Model):
@@ -156,6 +156,7 @@ def test_another_pillow_may_round_a_pixel_elsewhere(honest: Model):
         assert check.limit == FLOAT32_LIMITS
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("size", [(28, 28), (32, 48), (224, 224), (518, 518), (16, 8)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_pixels_that_are_recorded_are_few_and_of_every_channel_and_column(size: tuple[int, int], channels: int):
@@ -173,8 +174,10 @@ def test_a_record_of_another_size_than_the_preprocessing_makes_is_refused(honest
     record = honest.manifest.resized
     assert record is not None
     manifest = dataclasses.replace(honest.manifest, resized=dataclasses.replace(record, step=record.step + 1))
-    with pytest.raises(vit.ModelError, match=r"the golden record has \d+ pixels, the preprocessing makes \d+; export the model again"):
+    with pytest.raises(vit.ModelError) as error:
         checks_of(honest, manifest)
+    total = 32 * 32 * 3
+    assert_mentions(one_line(error), len(record.pixels), -(-total // (record.step + 1)))
 
 
 def test_faults_in_weights_do_not_touch_the_pixels(tiny_model: Path, tmp_path: Path):

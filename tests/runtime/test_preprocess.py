@@ -1,23 +1,21 @@
-"""What the recipe in a model file does to pictures, held against Pillow and against Hugging Face's own image processors."""
+"""What the preprocessing in a model file does to images, compared with Pillow. test_reference_pixels.py has Hugging Face's processors."""
 
-import copy
 import dataclasses
-import importlib
 import json
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers import assert_mentions, one_line
 from PIL import Image
 
 from vit_runtime.errors import ImageError, InputError, ModelError
-from vit_runtime.images import ImageInput, find_images, open_rgb
+from vit_runtime.images import ImageInput
 from vit_runtime.preprocess import (
     INTERPOLATIONS,
+    MAX_PIXELS,
+    MAX_SIDE,
     CoverResize,
     ExactResize,
     Preprocessing,
@@ -27,6 +25,8 @@ from vit_runtime.preprocess import (
     preprocess,
     resize_and_crop,
 )
+
+pytestmark = pytest.mark.unit
 
 Pixels = npt.NDArray[np.uint8]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -48,91 +48,6 @@ def synthetic(height: int, width: int, seed: int = 0) -> Pixels:
     ]
     grey = np.sum(waves, axis=0) * 60 + 128 + 60 * (x > 0.4)
     return np.clip(np.stack([grey, 255 - grey, grey * y * 2], axis=-1) + rng.normal(0, 4, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def photographs() -> dict[str, Pixels]:
-    """Synthetic ones in awkward sizes, tall, wide, odd and tiny, and two real ones."""
-    sizes = [(333, 500), (500, 333), (224, 224), (225, 301), (97, 1001), (31, 17), (1, 5)]
-    pictures = {f"{height}x{width}": synthetic(height, width, seed) for seed, (height, width) in enumerate(sizes)}
-    datasets = importlib.import_module("sklearn.datasets")  # comes with the dev extra, through mlxtend
-    real = datasets.load_sample_images()
-    return pictures | {name.rsplit("/", 1)[-1]: image for name, image in zip(real.filenames, real.images, strict=True)}
-
-
-# ---- against Hugging Face's processors -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def processor() -> Callable[..., Any]:
-    """Build a processor of transformers that works on PIL images; version 4 has it under the plain name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of other packages, while they are imported
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        transformers = pytest.importorskip("transformers")
-
-        def build(name: str, **options: Any) -> Any:
-            return (getattr(transformers, name + "Pil", None) or getattr(transformers, name))(**options)
-
-        build("ViTImageProcessor"), build("CLIPImageProcessor"), build("ConvNextImageProcessor")  # their modules load lazily
-    return build
-
-
-def check_against(reference: Any, ours: Preprocessing) -> None:
-    raw = copy.copy(reference)
-    raw.do_rescale = raw.do_normalize = False
-    for name, pixels in photographs().items():
-        image = Image.fromarray(pixels)
-        expected = raw(image, return_tensors="np")["pixel_values"][0]  # (3, H, W)
-        assert expected.dtype == np.uint8
-        np.testing.assert_array_equal(resize_and_crop(image, ours).transpose(2, 0, 1), expected, err_msg=name)
-        # The pixels are equal. From there transformers rounds to float32 after every step, where our table rounds once: half a unit
-        # in the last place for rescaling, mean and difference (values up to 1, 2.5 * 2^-25) divided by the smallest std of 0.225, for
-        # std itself, and for both results of up to 2.7 (2 * 2^-23): together less than 7e-7.
-        expected = reference(image, return_tensors="np")["pixel_values"][0]
-        np.testing.assert_allclose(preprocess(image, ours), expected, rtol=0, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (30, 47)])
-def test_the_papers_recipe_equals_hugging_faces_vit(processor: Callable[..., Any], height: int, width: int) -> None:
-    """Exact resize, bilinear, mean and std of one half."""
-    half = [0.5, 0.5, 0.5]
-    reference = processor("ViTImageProcessor", size={"height": height, "width": width}, image_mean=half, image_std=half)
-    check_against(reference, Preprocessing.paper(height, width))
-
-
-@pytest.mark.parametrize(
-    ("edge", "crop"), [(224, (224, 224)), (64, (51, 40)), (33, (32, 32)), (40, (64, 48)), (40, (30, 65)), (41, (64, 64))]
-)
-def test_shortest_edge_and_crop_equal_hugging_faces_clip(processor: Callable[..., Any], edge: int, crop: tuple[int, int]) -> None:
-    """Odd differences, and crops that reach beyond the picture on one side or on all."""
-    size = {"height": crop[0], "width": crop[1]}
-    reference = processor("CLIPImageProcessor", size={"shortest_edge": edge}, crop_size=size)
-    check_against(reference, spec(resize=ShortestEdgeResize(edge), interpolation="bicubic", crop=crop, **CLIP))
-
-
-def test_a_crop_fraction_equals_hugging_faces_convnext(processor: Callable[..., Any]) -> None:
-    """Resize to int(224 / 0.875) = 256, then crop 224: the evaluation transform of most ImageNet checkpoints."""
-    reference = processor(
-        "ConvNextImageProcessor", size={"shortest_edge": 224}, crop_pct=0.875, image_mean=IMAGENET["mean"], image_std=IMAGENET["std"]
-    )
-    check_against(reference, spec(resize=ShortestEdgeResize(256), interpolation="bicubic", crop=(224, 224)))
-
-
-def test_files_are_read_as_by_the_loader_of_hugging_faces_pipelines(processor: Callable[..., Any], tmp_path: Path) -> None:
-    """Turned by EXIF, transparent, with a palette, grey: the same RGB as transformers' load_image, to the bit."""
-    load_image = importlib.import_module("transformers.image_utils").load_image
-    scene, exif = Image.fromarray(synthetic(33, 61)), Image.Exif()
-    exif[0x0112] = 6
-    transparent = scene.convert("RGBA")
-    transparent.putalpha(90)
-    scene.save(tmp_path / "turned.jpg", exif=exif)
-    transparent.save(tmp_path / "transparent.png")
-    scene.quantize(20).save(tmp_path / "palette.gif")
-    scene.convert("L").save(tmp_path / "grey.webp")
-    scene.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    for path in find_images(tmp_path):
-        with Image.open(path) as image:
-            np.testing.assert_array_equal(np.asarray(open_rgb(path)), np.asarray(load_image(image)), err_msg=path.name)
 
 
 # ---- resize, crop, normalize ---------------------------------------------------------------------------------------------------------
@@ -184,8 +99,9 @@ def test_a_crop_may_be_the_top_left_of_what_is_cut_from_the_middle(rounding: str
         ours = dataclasses.replace(whole, crop=(16, 8), crop_of=(height, width))
         assert ours.output_size == (16, 8)
         np.testing.assert_array_equal(resize_and_crop(image, ours), resize_and_crop(image, whole)[:16, :8])
-    with pytest.raises(InputError, match="expected what has room for the crop None"):
+    with pytest.raises(InputError) as error:
         spec(crop_of=(16, 8))
+    assert_mentions(one_line(error), "crop.of", (16, 8), None)
 
 
 def test_a_picture_that_covers_keeps_its_aspect_ratio_and_fills_the_size() -> None:
@@ -209,8 +125,9 @@ def test_a_grey_recipe_converts_before_it_resizes_and_has_one_channel() -> None:
     values = pixel_values([image, image.convert("L")], ours)
     assert values.shape == (2, 1, 24, 32)
     np.testing.assert_array_equal(values[:, 0], np.float32((expected[None] / 255 - 0.5) / 0.25).repeat(2, axis=0))
-    with pytest.raises(InputError, match=r"expected \(B, H, W, 1\) uint8"):
+    with pytest.raises(InputError) as error:
         normalize(np.zeros((1, 8, 8, 3), np.uint8), ours)
+    assert_mentions(one_line(error), (1, 8, 8, 3), "(B, H, W, 1)", "uint8")
 
 
 def test_the_table_is_the_exact_value_rounded_once() -> None:
@@ -270,8 +187,9 @@ def test_grey_pictures_too_are_left_to_the_graph() -> None:
 @pytest.mark.parametrize("pixels", [np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.float32)])
 def test_normalize_refuses_other_shapes_and_dtypes(pixels: Pixels, in_graph: bool) -> None:
     """One picture without a batch, channels first, floats."""
-    with pytest.raises(InputError, match=r"expected \(B, H, W, 3\) uint8"):
+    with pytest.raises(InputError) as error:
         normalize(pixels, spec(in_graph=in_graph))
+    assert_mentions(one_line(error), pixels.shape, pixels.dtype, "(B, H, W, 3)", "uint8")
 
 
 def test_a_batch_holds_the_same_numbers_as_its_pictures_one_by_one() -> None:
@@ -287,17 +205,21 @@ def test_a_batch_holds_the_same_numbers_as_its_pictures_one_by_one() -> None:
 
 def test_an_empty_batch_and_a_single_picture_are_refused() -> None:
     """A string would otherwise be taken letter by letter."""
-    with pytest.raises(InputError, match="got no images"):
+    with pytest.raises(InputError) as error:
         pixel_values([], spec())
-    for single in ("photo.jpg", b"bytes", Image.new("RGB", (2, 2))):
-        with pytest.raises(InputError, match="put it in a list"):
-            pixel_values(single, spec())  # type: ignore[arg-type]
+    assert_mentions(one_line(error), "images")
+    singles: tuple[Any, ...] = ("photo.jpg", b"bytes", Image.new("RGB", (2, 2)))
+    for single in singles:
+        with pytest.raises(InputError) as error:
+            pixel_values(single, spec())
+        assert_mentions(one_line(error), type(single).__qualname__, "list")
 
 
 def test_a_thread_of_a_picture_is_refused_before_it_fills_the_memory() -> None:
     """1 x 60,000 pixels with the shorter edge at 224 would be 3 billion."""
-    with pytest.raises(ImageError, match="aspect ratio"):
+    with pytest.raises(ImageError) as error:
         preprocess(np.zeros((1, 60000, 3), np.uint8), spec(resize=ShortestEdgeResize(224), crop=(224, 224)))
+    assert_mentions(one_line(error), 60000, 224 * 60000, MAX_PIXELS)
 
 
 # ---- the JSON form -------------------------------------------------------------------------------------------------------------------
@@ -343,75 +265,77 @@ def test_the_size_that_comes_out_is_known_beforehand() -> None:
     assert [ours.output_size for ours in GOOD] == [(224, 384), (20, 20), (224, 192), (32, 48), (24, 32)]
 
 
-BAD: list[tuple[str, object, str]] = [
-    ("color", "BGR", "color = 'BGR', expected one of RGB, L"),
-    ("color", "L", "mean = .*, expected 1 numbers for color L"),
-    ("color", ["L"], "color = .*, expected a string"),
-    ("resize", None, "resize = None"),
-    ("resize", {"mode": "pad"}, "shortest_edge"),
-    ("resize", {"mode": ["exact"]}, "shortest_edge"),
-    ("resize", {"mode": "exact", "height": 224}, "without .'width'"),
-    ("resize", {"mode": "exact", "height": 224, "width": 224, "edge": 1}, "unknown .'edge'"),
-    ("resize", {"mode": "exact", "height": 0, "width": 224}, "resize.height = 0, expected a whole number from 1 to 65536"),
-    ("resize", {"mode": "exact", "height": 224, "width": 65537}, "resize.width = 65537"),
-    ("resize", {"mode": "exact", "height": 224.0, "width": 224}, "resize.height = 224.0"),
-    ("resize", {"mode": "exact", "height": True, "width": 224}, "resize.height = True"),
-    ("resize", {"mode": "exact", "height": 65536, "width": 65536}, "at most 67108864 pixels"),
-    ("resize", {"mode": "shortest_edge", "edge": -1}, "resize.edge = -1"),
-    ("resize", {"mode": "shortest_edge", "edge": 256}, "crop = None, expected a height and width"),
-    ("resize", {"mode": "cover", "height": 4, "width": 4}, "crop = None, expected a height and width"),
-    ("resize", {"mode": "cover", "height": 4}, "without .'width'"),
-    ("interpolation", "spline", "interpolation = 'spline', expected one of nearest"),
-    ("interpolation", 2, "interpolation = 2, expected a string"),
-    ("interpolation", ["bilinear"], "interpolation"),
-    ("crop", 224, "crop = 224, expected an object with height, width, rounding, of"),
-    ("crop", {"height": 224, "rounding": "floor", "of": None}, "without .'width'"),
-    ("crop", {"height": 224, "width": 224}, "without .'of', 'rounding'"),
-    ("crop", {"height": 224, "width": "224", "rounding": "floor", "of": None}, "crop.width = '224'"),
-    ("crop", {"height": 65536, "width": 65536, "rounding": "floor", "of": None}, "crop = "),
-    ("crop", {"height": 224, "width": 224, "rounding": "up", "of": None}, "crop.rounding = 'up', expected one of floor, half_even"),
-    ("crop", {"height": 224, "width": 224, "rounding": None, "of": None}, "crop.rounding = None, expected a string"),
-    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": 384}, "crop.of = 384, expected an object with height, width"),
-    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": {"height": 224}}, "crop.of without .'width'"),
-    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": {"height": 384, "width": 0}}, "crop.of.width = 0"),
-    ("crop", {"height": 8, "width": 8, "rounding": "floor", "of": {"height": 9, "width": 7}}, r"crop.of = \(9, 7\), expected what"),
-    ("crop", {"height": 8, "width": 8, "rounding": "floor", "of": {"height": 7, "width": 9}}, r"crop.of = \(7, 9\), expected what"),
-    ("rescale", 0, "rescale = 0, expected a finite number other than 0"),
-    ("rescale", None, "rescale = None"),
-    ("rescale", True, "rescale = True"),
-    ("rescale", float("nan"), "rescale = nan"),
-    ("mean", 0.5, "mean = 0.5, expected a list of one number for each channel"),
-    ("mean", [0.5], "mean = .0.5,., expected 3 numbers for color RGB"),
-    ("mean", [0.5, 0.5], "mean = "),
-    ("mean", [0.5, 0.5, "x"], r"mean\[2\] = 'x'"),
-    ("mean", [0.5, float("inf"), 0.5], r"mean\[1\] = inf"),
-    ("mean", [10**400, 0, 0], r"mean\[0\] = 1000"),
-    ("std", [0.5, 0.0, 0.5], r"std\[1\] = 0.0, expected a finite number other than 0"),
-    ("std", [1e-300, 1, 1], "float32"),
-    ("in_graph", ["rescale"], r"in_graph = \['rescale'\], expected \[\] or \['rescale', 'normalize'\]"),
-    ("in_graph", ["normalize"], r"in_graph = \['normalize'\]"),
-    ("in_graph", ["normalize", "rescale"], r"in_graph = \['normalize', 'rescale'\]"),
-    ("in_graph", ["rescale", "normalize", "resize"], r"in_graph = "),
-    ("in_graph", None, "in_graph = None"),
-    ("in_graph", True, "in_graph = True"),
+# The field of the document, its value, and what the message mentions: the field with the value, and what is allowed there.
+BAD: list[tuple[str, object, tuple[object, ...]]] = [
+    ("color", "BGR", ("color", "'BGR'", "RGB", "L")),
+    ("color", "L", ("mean", (0.5, 0.5, 0.5), 1, "L")),
+    ("color", ["L"], ("color", ["L"])),
+    ("resize", None, ("resize", None, "exact", "shortest_edge", "cover")),
+    ("resize", {"mode": "pad"}, ("resize", "'pad'", "exact", "shortest_edge", "cover")),
+    ("resize", {"mode": ["exact"]}, ("resize", ["exact"], "shortest_edge", "cover")),
+    ("resize", {"mode": "exact", "height": 224}, ("resize", "'width'")),
+    ("resize", {"mode": "exact", "height": 224, "width": 224, "edge": 1}, ("resize", "'edge'")),
+    ("resize", {"mode": "exact", "height": 0, "width": 224}, ("resize.height", 0, 1, MAX_SIDE)),
+    ("resize", {"mode": "exact", "height": 224, "width": 65537}, ("resize.width", 65537, MAX_SIDE)),
+    ("resize", {"mode": "exact", "height": 224.0, "width": 224}, ("resize.height", 224.0)),
+    ("resize", {"mode": "exact", "height": True, "width": 224}, ("resize.height", True)),
+    ("resize", {"mode": "exact", "height": 65536, "width": 65536}, ("resize", (65536, 65536), MAX_PIXELS)),
+    ("resize", {"mode": "shortest_edge", "edge": -1}, ("resize.edge", -1)),
+    ("resize", {"mode": "shortest_edge", "edge": 256}, ("crop", None)),
+    ("resize", {"mode": "cover", "height": 4, "width": 4}, ("crop", None)),
+    ("resize", {"mode": "cover", "height": 4}, ("resize", "'width'")),
+    ("interpolation", "spline", ("interpolation", "'spline'", *INTERPOLATIONS)),
+    ("interpolation", 2, ("interpolation", 2)),
+    ("interpolation", ["bilinear"], ("interpolation", ["bilinear"])),
+    ("crop", 224, ("crop", 224, "height", "width", "rounding", "of")),
+    ("crop", {"height": 224, "rounding": "floor", "of": None}, ("crop", "'width'")),
+    ("crop", {"height": 224, "width": 224}, ("crop", "'of'", "'rounding'")),
+    ("crop", {"height": 224, "width": "224", "rounding": "floor", "of": None}, ("crop.width", "'224'")),
+    ("crop", {"height": 65536, "width": 65536, "rounding": "floor", "of": None}, ("crop", (65536, 65536), MAX_PIXELS)),
+    ("crop", {"height": 224, "width": 224, "rounding": "up", "of": None}, ("crop.rounding", "'up'", "floor", "half_even")),
+    ("crop", {"height": 224, "width": 224, "rounding": None, "of": None}, ("crop.rounding", None)),
+    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": 384}, ("crop.of", 384, "height", "width")),
+    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": {"height": 224}}, ("crop.of", "'width'")),
+    ("crop", {"height": 224, "width": 224, "rounding": "floor", "of": {"height": 384, "width": 0}}, ("crop.of.width", 0)),
+    ("crop", {"height": 8, "width": 8, "rounding": "floor", "of": {"height": 9, "width": 7}}, ("crop.of", (9, 7), (8, 8))),
+    ("crop", {"height": 8, "width": 8, "rounding": "floor", "of": {"height": 7, "width": 9}}, ("crop.of", (7, 9), (8, 8))),
+    ("rescale", 0, ("rescale", 0)),
+    ("rescale", None, ("rescale", None)),
+    ("rescale", True, ("rescale", True)),
+    ("rescale", float("nan"), ("rescale", "nan")),
+    ("mean", 0.5, ("mean", 0.5)),
+    ("mean", [0.5], ("mean", (0.5,), 3, "RGB")),
+    ("mean", [0.5, 0.5], ("mean", [0.5, 0.5])),
+    ("mean", [0.5, 0.5, "x"], ("mean[2]", "'x'")),
+    ("mean", [0.5, float("inf"), 0.5], ("mean[1]", "inf")),
+    ("mean", [10**400, 0, 0], ("mean[0]",)),
+    ("std", [0.5, 0.0, 0.5], ("std[1]", 0.0)),
+    ("std", [1e-300, 1, 1], ("std", 1e-300, "float32")),
+    ("in_graph", ["rescale"], ("in_graph", ["rescale"], [], ["rescale", "normalize"])),
+    ("in_graph", ["normalize"], ("in_graph", ["normalize"])),
+    ("in_graph", ["normalize", "rescale"], ("in_graph", ["normalize", "rescale"])),
+    ("in_graph", ["rescale", "normalize", "resize"], ("in_graph", ["rescale", "normalize", "resize"])),
+    ("in_graph", None, ("in_graph", None)),
+    ("in_graph", True, ("in_graph", True)),
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "message"), BAD)
-def test_a_bad_field_is_refused_by_its_name(field: str, value: object, message: str) -> None:
+@pytest.mark.parametrize(("field", "value", "facts"), BAD)
+def test_a_bad_field_is_refused_by_its_name(field: str, value: object, facts: tuple[object, ...]) -> None:
     """The file is not trusted: the error says which field, what it holds and what it should, in one line."""
     document = {**GOOD[0].to_dict(), field: value}
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(ModelError) as error:
         Preprocessing.from_dict(document)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300
+    assert_mentions(one_line(error), *facts)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("document", [None, [], "exact", 3, {}])
 def test_what_is_no_object_with_these_fields_is_refused(document: object) -> None:
     """The document itself may be anything."""
-    with pytest.raises(ModelError, match="color, resize, interpolation"):
+    with pytest.raises(ModelError) as error:
         Preprocessing.from_dict(document)
+    assert_mentions(one_line(error), *GOOD[0].to_dict())
 
 
 @pytest.mark.parametrize("field", list(GOOD[0].to_dict()))
@@ -419,28 +343,32 @@ def test_a_missing_field_is_never_filled_in(field: str) -> None:
     """Every key has to be there."""
     document = GOOD[0].to_dict()
     del document[field]
-    with pytest.raises(ModelError, match=field):
+    with pytest.raises(ModelError) as error:
         Preprocessing.from_dict(document)
+    assert_mentions(one_line(error), repr(field))
 
 
 def test_an_unknown_field_is_never_ignored() -> None:
     """It may change what the others mean."""
-    with pytest.raises(ModelError, match=r"unknown .'pad'"):
+    with pytest.raises(ModelError) as error:
         Preprocessing.from_dict({**GOOD[0].to_dict(), "pad": True})
+    assert_mentions(one_line(error), "'pad'")
 
 
 def test_building_a_recipe_in_python_is_checked_as_well() -> None:
     """With InputError, since no file is to blame."""
-    for changes in (
-        {"interpolation": "area"},
-        {"std": (1.0, 0.0, 1.0)},
-        {"mean": (0.5, 0.5)},
-        {"resize": ShortestEdgeResize(9)},
-        {"color": "L"},
-    ):
-        with pytest.raises(InputError, match="expected"):
-            spec(**changes)
-    with pytest.raises(InputError, match=r"resize\.height"):
+    changes: tuple[tuple[dict[str, Any], tuple[object, ...]], ...] = (
+        ({"interpolation": "area"}, ("interpolation", "'area'")),
+        ({"std": (1.0, 0.0, 1.0)}, ("std[1]", 0.0)),
+        ({"mean": (0.5, 0.5)}, ("mean", (0.5, 0.5), 3, "RGB")),
+        ({"resize": ShortestEdgeResize(9)}, ("crop", None)),
+        ({"color": "L"}, ("mean", 1, "L")),
+        ({"crop": (5, 0)}, ("crop.width", 0)),
+    )
+    for fields, facts in changes:
+        with pytest.raises(InputError) as error:
+            spec(**fields)
+        assert_mentions(one_line(error), *facts)
+    with pytest.raises(InputError) as error:
         ExactResize(0, 5)
-    with pytest.raises(InputError, match=r"crop\.width"):
-        spec(crop=(5, 0))
+    assert_mentions(one_line(error), "resize.height", 0)

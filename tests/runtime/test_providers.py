@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from helpers import assert_mentions, one_line
 
 import vit_runtime
 from vit_runtime import providers
@@ -19,6 +21,7 @@ from vit_runtime.providers import (
     PROBE_MODEL,
     PROBE_OUTPUT,
     PROVIDERS,
+    Probe,
     create_session,
     find_provider,
     load_onnxruntime,
@@ -38,6 +41,12 @@ def model(tmp_path):
     path = tmp_path / "probe.onnx"
     path.write_bytes(PROBE_MODEL)
     return path
+
+
+@cache
+def probed(name: str) -> Probe:
+    """The answer of one probe, for tests that are not about probing itself."""
+    return probe(name)
 
 
 class Site:
@@ -101,13 +110,14 @@ def test_importing_the_providers_loads_no_engine_and_no_torch(site):
     assert (answer.stdout, answer.stderr) == ("set()\n", "")
 
 
+@pytest.mark.unit
 def test_a_whole_onnxruntime_is_loaded():
     assert load_onnxruntime() is ort
 
 
 def test_without_onnxruntime_the_message_names_both_extras(site):
     message = site.refusal()
-    assert message == 'onnxruntime is not installed; run: pip install "vit-deploy[cpu]" (or "vit-deploy[gpu]", never both)'
+    assert_mentions(message, "onnxruntime", 'pip install "vit-deploy[cpu]"', '"vit-deploy[gpu]"')
 
 
 def test_two_wheels_at_once_are_refused_with_the_commands_that_mend_it(site):
@@ -115,8 +125,8 @@ def test_two_wheels_at_once_are_refused_with_the_commands_that_mend_it(site):
     site.record("onnxruntime", "1.32.0")
     site.record("onnxruntime_gpu", "1.31.1")
     message = site.refusal()
-    assert message.startswith("onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are installed at once")
-    assert 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "vit-deploy[gpu]"' in message
+    command = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "vit-deploy[gpu]"'
+    assert_mentions(message, "onnxruntime 1.32.0", "onnxruntime-gpu 1.31.1", command)
 
 
 def test_two_wheels_are_also_told_by_their_list_of_files(site):
@@ -124,7 +134,7 @@ def test_two_wheels_are_also_told_by_their_list_of_files(site):
     site.record("onnxruntime", "1.32.0")
     site.write("onnxruntime_openvino-1.24.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: onnxruntime-openvino\nVersion: 1.24.1\n")
     site.write("onnxruntime_openvino-1.24.1.dist-info/RECORD", "onnxruntime/__init__.py,,\n")
-    assert "onnxruntime-openvino 1.24.1" in site.refusal()
+    assert_mentions(site.refusal(), "onnxruntime 1.32.0", "onnxruntime-openvino 1.24.1")
 
 
 def test_a_wheel_hidden_in_a_later_folder_is_no_conflict(site, tmp_path):
@@ -151,31 +161,33 @@ def test_a_gutted_onnxruntime_is_told_from_a_missing_one(site):
     site.record("onnxruntime_gpu", "1.31.1")
     site.write("onnxruntime/capi/leftover.txt", "uninstalling another wheel took the rest away")
     message = site.refusal()
-    assert message.startswith("onnxruntime is gutted (it has no InferenceSession)")
-    assert 'pip uninstall -y onnxruntime-gpu && pip install "vit-deploy[gpu]"' in message
+    assert_mentions(message, "onnxruntime", "InferenceSession", 'pip uninstall -y onnxruntime-gpu && pip install "vit-deploy[gpu]"')
 
 
-def test_leftovers_of_no_wheel_at_all_count_as_missing(site):
+def test_leftovers_of_no_wheel_at_all_count_as_missing(site, tmp_path):
     site.write("onnxruntime/capi/leftover.txt", "")
-    assert site.refusal().startswith("onnxruntime is not installed")
+    assert site.refusal() == Site(tmp_path / "empty").refusal()
 
 
 def test_an_onnxruntime_that_cannot_be_imported_is_named_with_its_reason(site):
     site.record("onnxruntime", "1.32.0")
     site.write("onnxruntime/__init__.py", "raise ImportError('libstdc++.so.6: version GLIBCXX_9 not found\\nmore')")
     message = site.refusal()
-    assert message.startswith("onnxruntime cannot be imported (libstdc++.so.6: version GLIBCXX_9 not found more)")
-    assert "pip uninstall -y onnxruntime &&" in message
+    assert_mentions(
+        message, "libstdc++.so.6: version GLIBCXX_9 not found more", 'pip uninstall -y onnxruntime && pip install "vit-deploy[cpu]"'
+    )
 
 
 # --- names
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_provider_is_found_by_its_short_name(name):
     assert find_provider(name).name == name
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
@@ -190,19 +202,24 @@ def test_a_provider_is_found_by_its_short_name(name):
     ],
 )
 def test_a_misspelt_provider_is_answered_with_the_nearest(name, meant):
-    with pytest.raises(InputError, match=f"expected one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx; did you mean '{meant}'"):
+    with pytest.raises(InputError) as error:
         find_provider(name)
+    assert_mentions(one_line(error), repr(name), repr(meant), "auto", *PROVIDERS)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["", "ExecutionProvider", "tpu-v5"])
 def test_a_provider_like_no_other_gets_the_list_alone(name):
-    with pytest.raises(InputError, match=r"expected one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx$"):
+    with pytest.raises(InputError) as error:
         find_provider(name)
+    assert_mentions(one_line(error), repr(name), "auto", *PROVIDERS)
+    assert not any(repr(provider) in str(error.value) for provider in PROVIDERS)
 
 
 # --- probing
 
 
+@pytest.mark.unit
 def test_the_embedded_model_is_the_one_that_its_comments_describe():
     onnx = pytest.importorskip("onnx")
     embedded = onnx.load_model_from_string(PROBE_MODEL)
@@ -215,7 +232,7 @@ def test_the_embedded_model_is_the_one_that_its_comments_describe():
 
 
 def test_the_cpu_works():
-    answer = probe("cpu")
+    answer = probed("cpu")
     assert (answer.name, answer.status, answer.works, answer.remedy) == ("cpu", "ok", True, "")
 
 
@@ -230,14 +247,16 @@ def test_probing_prints_nothing_and_gives_a_reason_and_a_remedy_for_what_does_no
 @pytest.mark.skipif(not CPU_WHEEL, reason="this onnxruntime was built with CUDA")
 @pytest.mark.parametrize(("name", "technology"), [("cuda", "CUDA"), ("tensorrt", "TensorRT")])
 def test_on_the_cpu_wheel_a_gpu_provider_is_missing_and_the_remedy_swaps_the_wheel(name, technology):
-    answer = probe(name)
-    assert (answer.status, answer.reason) == ("missing", f"onnxruntime {ort.__version__} was built without {technology}")
-    assert answer.remedy == 'run: pip uninstall -y onnxruntime && pip install "vit-deploy[gpu]"'
+    answer = probed(name)
+    assert answer.status == "missing"
+    assert_mentions(answer.reason, f"onnxruntime {ort.__version__}", technology)
+    assert_mentions(answer.remedy, 'pip uninstall -y onnxruntime && pip install "vit-deploy[gpu]"')
 
 
 def test_probing_an_unknown_provider_is_an_input_error():
-    with pytest.raises(InputError, match="did you mean 'cuda'"):
+    with pytest.raises(InputError) as error:
         probe("cuda12")
+    assert_mentions(one_line(error), "'cuda12'", "'cuda'")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes end by signals on POSIX only")
@@ -248,16 +267,17 @@ def test_a_library_that_crashes_takes_only_the_probe_down(site):
         "from vit_runtime.providers import probe; import dataclasses, json; print(json.dumps(dataclasses.asdict(probe('cpu'))))"
     )
     assert (answer.returncode, answer.stderr) == (0, "")
-    found = json.loads(answer.stdout)
-    assert found["status"] == "broken"
-    assert "SIGABRT" in found["reason"]
+    answered = json.loads(answer.stdout)
+    assert answered["status"] == "broken"
+    assert_mentions(answered["reason"], "SIGABRT")
 
 
 def test_what_libraries_print_does_not_disturb_the_answer(site):
     site.write("onnxruntime/__init__.py", "import atexit\nprint('probe')\natexit.register(print, 'bye')")
     site.record("onnxruntime", "1.32.0")
     answer = site.python("from vit_runtime.providers import probe; print(probe('cpu').reason)")
-    assert (answer.stdout.split(" (")[0], answer.stderr) == ("onnxruntime is gutted", "")
+    assert_mentions(answer.stdout, "onnxruntime", "InferenceSession")
+    assert answer.stderr == ""
 
 
 def test_without_an_interpreter_to_start_the_probe_runs_in_this_process():
@@ -274,6 +294,7 @@ def test_without_an_interpreter_to_start_the_probe_runs_in_this_process():
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("auto", marks=pytest.mark.skipif(not CPU_WHEEL, reason="auto may take the GPU"))])
 def test_a_session_on_the_cpu_computes_and_says_where(model, provider, capfd):
     session, chosen = create_session(model, provider)
+    assert isinstance(session, ort.InferenceSession)
     np.testing.assert_array_equal(session.run(None, {"x": PROBE_INPUT})[0], PROBE_OUTPUT)  # small integers: exact
     assert (chosen, session.get_providers()) == ("cpu", ["CPUExecutionProvider"])
     assert capfd.readouterr() == ("", "")
@@ -284,26 +305,31 @@ def test_a_path_may_be_text(model):
 
 
 def test_a_session_uses_the_physical_cores_unless_told_otherwise(model):
-    options = create_session(model, "cpu")[0].get_session_options()
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (physical_cores(), 1)
-    assert create_session(model, "cpu", threads=3)[0].get_session_options().intra_op_num_threads == 3
+    for threads, expected in ((None, physical_cores()), (3, 3)):
+        session, _ = create_session(model, "cpu", threads)
+        assert isinstance(session, ort.InferenceSession)
+        options = session.get_session_options()
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (expected, 1)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025, 1.5, "2", True])
 def test_a_thread_count_that_makes_no_sense_is_an_input_error(model, threads):
-    with pytest.raises(InputError, match="expected a whole number from 1 to 1024"):
+    with pytest.raises(InputError) as error:
         create_session(model, "cpu", threads=threads)
+    assert_mentions(one_line(error), repr(threads), "threads", 1, 1024)
 
 
 def test_an_unknown_provider_is_an_input_error_even_when_the_file_is_missing(tmp_path):
-    with pytest.raises(InputError, match="did you mean 'cpu'"):
+    with pytest.raises(InputError) as error:
         create_session(tmp_path / "no.onnx", "CPU")
+    assert_mentions(one_line(error), "'CPU'", "'cpu'")
 
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])
 def test_provider_options_need_the_provider_that_they_are_for(model, provider):
-    with pytest.raises(InputError, match="expected them with 'cuda', 'tensorrt' or 'tensorrt-rtx' only"):
+    with pytest.raises(InputError) as error:
         create_session(model, provider, provider_options={"device_id": "1"})
+    assert_mentions(one_line(error), repr(provider), "'cuda'", "'tensorrt'", "'tensorrt-rtx'")
 
 
 @pytest.mark.parametrize("options", [None, {}, {"device_id": "0"}, {"enable_cuda_graph": "1"}])
@@ -323,21 +349,23 @@ def test_float32_on_cuda_is_float32_whatever_else_is_asked_for(model, options, m
 
 @pytest.mark.parametrize("name", [name for name in PROVIDERS if name != "cpu"])
 def test_a_provider_that_does_not_run_here_is_an_error_and_never_another_provider(model, name, capfd):
-    answer = probe(name)
+    answer = probed(name)
     if answer.works:
         pytest.skip(f"{name} works here")
     with pytest.raises(ProviderError) as caught:
         create_session(model, name)
     assert caught.value.exit_code == 4
-    assert str(caught.value) == f"provider {name!r} does not run here: {answer.reason}; {answer.remedy}"
+    assert_mentions(one_line(caught), repr(name), answer.reason, answer.remedy)
     assert capfd.readouterr().out == ""
 
 
 def test_a_missing_file_and_a_folder_are_model_errors(tmp_path):
     for path in (tmp_path / "no.onnx", tmp_path):
-        with pytest.raises(ModelError, match="no such file") as caught:
+        with pytest.raises(ModelError) as caught:
             create_session(path, "cpu")
         assert caught.value.exit_code == 3
+        assert_mentions(one_line(caught), path, "file")
+        assert "onnxruntime" not in str(caught.value).removeprefix(str(path))  # which has not seen it
 
 
 @pytest.mark.parametrize(
@@ -355,9 +383,8 @@ def test_a_file_that_onnxruntime_cannot_load_is_a_model_error_of_one_line(model,
     model.write_bytes(content)
     with pytest.raises(ModelError, match=reason) as caught:
         create_session(model, "cpu")
-    message = str(caught.value)
-    assert message.startswith(f"{model}: onnxruntime {ort.__version__} cannot load it (")
-    assert "\n" not in message
+    message = one_line(caught)
+    assert_mentions(message, model, f"onnxruntime {ort.__version__}")
     assert "ONNXRuntimeError" not in message
     assert "onnxruntime_src" not in message
     assert len(message) < 400 + len(str(model))
@@ -375,14 +402,16 @@ def test_placement_tells_every_node(model):
 
 @pytest.mark.skipif(TELLS, reason="onnxruntime tells")
 def test_before_onnxruntime_1_24_placement_asks_for_a_newer_one(model):
-    with pytest.raises(MachineError, match=r"expected 1\.24 or later"):
+    with pytest.raises(MachineError) as error:
         placement(create_session(model, "cpu")[0])
+    assert_mentions(one_line(error), f"onnxruntime {ort.__version__}", 1.24, "pip install --upgrade")
 
 
 @pytest.mark.skipif(not TELLS, reason="onnxruntime before 1.24 does not tell")
 def test_a_session_made_elsewhere_did_not_record_its_placement(model):
-    with pytest.raises(InputError, match="make it with create_session"):
+    with pytest.raises(InputError) as error:
         placement(ort.InferenceSession(str(model), providers=["CPUExecutionProvider"]))
+    assert_mentions(one_line(error), "create_session")
 
 
 @pytest.mark.gpu
@@ -394,6 +423,7 @@ def test_a_gpu_provider_computes_every_node_itself(model, name, options, capfd):
     if not answer.works:
         pytest.skip(answer.reason)
     session, chosen = create_session(model, name, provider_options=options)
+    assert isinstance(session, ort.InferenceSession)
     np.testing.assert_array_equal(session.run(None, {"x": PROBE_INPUT})[0], PROBE_OUTPUT)  # small integers: exact in TF32 and fp16 too
     assert (chosen, session.get_providers()[0]) == (name, PROVIDERS[name].ort_name)
     assert set(placement(session)) == {name}

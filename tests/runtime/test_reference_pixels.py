@@ -1,14 +1,17 @@
-"""The pixels of the sources' own preparations, on real photographs: transformers' slow processors, and timm's and torchvision's eval steps.
+"""The pixels of the sources' own preprocessing, on photographs: transformers' slow processors, timm's and torchvision's eval steps.
 
-transformers is asked itself. The others are worked out here with Pillow alone, in their own words: resize, centre crop, to [0, 1],
-normalise. What is compared is the network's input, in grey levels; a limit of one level would hide a crop that is one pixel off in an
-even part of a picture, so all but DINOv3, whose source does not round after resizing, are held to equality within float32's rounding.
+transformers itself is the reference for its processors. The other references are written here with Pillow alone, step by step: resize,
+center crop, rescale to [0, 1], normalize. The tests compare the network's input, in gray levels. A limit of one level would hide a crop
+that is one pixel off in an even part of an image, so all are limited to float32's rounding, except DINOv3, whose source does not round
+after resizing.
 """
 
+import copy
 import importlib
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +20,29 @@ import pytest
 from PIL import Image
 
 from vit_models.checkpoints.preprocessing import from_hugging_face, from_open_clip, from_timm, recipe, top_left
-from vit_runtime.preprocess import Preprocessing, preprocess
+from vit_runtime.images import find_images, open_rgb
+from vit_runtime.preprocess import Preprocessing, ShortestEdgeResize, preprocess, resize_and_crop
 
 Floats = npt.NDArray[np.floating[Any]]
 Size = tuple[int, int]
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
-FLOAT32 = 1e-4  # grey levels: inputs of up to 2.7 carry 2^-23, rounded after each of three steps, times 255 * std of at most 0.5
+FLOAT32 = 1e-4  # gray levels: inputs of up to 2.7 carry 2^-23, rounded after each of three steps, times 255 * std of at most 0.5
 
 
-@pytest.fixture(scope="module")
-def photographs() -> list[Image.Image]:
-    """scikit-learn's two photographs, whole and cut: wide, tall, odd, square, narrow, and smaller than the network's input."""
-    temple, flower = (Image.fromarray(pixels) for pixels in importlib.import_module("sklearn.datasets").load_sample_images().images)
-    cuts = [(0, 0, 301, 225), (120, 40, 347, 426), (10, 10, 411, 411), (300, 5, 341, 405), (200, 200, 231, 223)]
+def whole_photographs() -> list[Image.Image]:
+    """scikit-learn's two photographs of 640 x 427 pixels."""
+    return [Image.fromarray(pixels) for pixels in importlib.import_module("sklearn.datasets").load_sample_images().images]
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.full)])
+def photographs(request: pytest.FixtureRequest) -> list[Image.Image]:
+    """Photographs, and parts of them: wide, tall, odd, square, narrow, and smaller than the network's input."""
+    temple, flower = whole_photographs()
+    cuts = [(0, 0, 301, 225), (120, 40, 347, 426), (10, 10, 411, 411), (300, 5, 341, 405), (200, 200, 231, 223), (300, 200, 305, 201)]
+    if request.param == "small":
+        temple, flower = temple.crop((240, 100, 400, 207)), flower.crop((240, 100, 400, 207))
+        cuts = [(0, 0, 75, 57), (30, 10, 87, 106), (10, 3, 111, 104), (60, 2, 71, 102), (50, 50, 81, 73), (80, 50, 85, 51)]
     return [temple, flower, flower.transpose(Image.Transpose.ROTATE_90), *(temple.crop(box) for box in cuts)]
 
 
@@ -40,7 +52,7 @@ def check(document: dict[str, Any], reference: Callable[[Image.Image], Floats], 
         ours, theirs = preprocess(picture, spec), reference(picture)
         assert ours.shape == theirs.shape
         levels = np.abs(ours - theirs) * np.asarray(spec.std)[:, None, None] / spec.rescale
-        assert levels.max() <= limit, f"{picture.size}: {levels.max()} grey levels"
+        assert levels.max() <= limit, f"{picture.size}: {levels.max()} gray levels"
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------------------------
@@ -82,6 +94,67 @@ def test_the_slow_processors_of_transformers(document: dict[str, Any], size: Siz
     check(from_hugging_face(document, size), lambda image: reference(image, return_tensors="np")["pixel_values"][0], photographs, FLOAT32)
 
 
+def cropped(edge: int, crop: Size, mean: list[float], std: list[float]) -> Preprocessing:
+    """Bicubic, by the shortest edge."""
+    return Preprocessing(ShortestEdgeResize(edge), "bicubic", crop, 1 / 255, tuple(mean), tuple(std))
+
+
+def clip(edge: int, height: int, width: int) -> tuple[dict[str, Any], Preprocessing]:
+    size = {"height": height, "width": width}
+    document = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": edge}, "crop_size": size}
+    return document, cropped(edge, (height, width), **CLIP)
+
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+IMAGENET_OPTIONS = {"crop_pct": 0.875, "image_mean": IMAGENET["mean"], "image_std": IMAGENET["std"]}
+BY_HAND: list[tuple[dict[str, Any], Preprocessing]] = [
+    ({"image_processor_type": "ViTImageProcessor", "size": {"height": 30, "width": 47}, **HALF}, Preprocessing.paper(30, 47)),
+    (  # resize to int(224 / 0.875) = 256, then crop 224: the evaluation transform of most ImageNet checkpoints
+        {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, **IMAGENET_OPTIONS},
+        cropped(256, (224, 224), **IMAGENET),
+    ),
+    *(clip(*sizes) for sizes in [(64, 51, 40), (33, 32, 32)]),  # odd differences
+    *(clip(*sizes) for sizes in [(40, 64, 48), (40, 30, 65), (41, 64, 64)]),  # crops that reach beyond the image on one side or on all
+]
+
+
+@pytest.mark.parametrize(("document", "spec"), BY_HAND)
+def test_uint8_pixels_equal_those_of_transformers(document: dict[str, Any], spec: Preprocessing, photographs: list[Image.Image]) -> None:
+    """Before rescaling all pixels are equal."""
+    reference = processor(document)
+    raw = copy.copy(reference)
+    raw.do_rescale = raw.do_normalize = False
+    for image in photographs:
+        expected = raw(image, return_tensors="np")["pixel_values"][0]  # (3, H, W)
+        assert expected.dtype == np.uint8
+        np.testing.assert_array_equal(resize_and_crop(image, spec).transpose(2, 0, 1), expected, err_msg=str(image.size))
+        # The pixels are equal. From there transformers rounds to float32 after every step, where our table rounds once: half a unit
+        # in the last place for rescaling, mean and difference (values up to 1, 2.5 * 2^-25) divided by the smallest std of 0.225, for
+        # std itself, and for both results of up to 2.7 (2 * 2^-23): together less than 7e-7.
+        expected = reference(image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_allclose(preprocess(image, spec), expected, rtol=0, atol=1e-6, err_msg=str(image.size))
+
+
+def test_files_are_read_as_by_the_loader_of_hugging_faces_pipelines(tmp_path: Path) -> None:
+    """Turned by EXIF, transparent, with a palette, gray: the same RGB as transformers' load_image, to the bit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other packages, while they are imported
+        pytest.importorskip("transformers")
+        load_image = importlib.import_module("transformers.image_utils").load_image
+    scene, exif = whole_photographs()[0].crop((0, 0, 61, 33)), Image.Exif()
+    exif[0x0112] = 6
+    transparent = scene.convert("RGBA")
+    transparent.putalpha(90)
+    scene.save(tmp_path / "turned.jpg", exif=exif)
+    transparent.save(tmp_path / "transparent.png")
+    scene.quantize(20).save(tmp_path / "palette.gif")
+    scene.convert("L").save(tmp_path / "gray.webp")
+    scene.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    for path in find_images(tmp_path):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(open_rgb(path)), np.asarray(load_image(image)), err_msg=path.name)
+
+
 def test_dinov3_rescales_before_it_resizes(photographs: list[Image.Image]) -> None:
     """Its processor exists on tensors only: antialiased floats, which round to our 8 bits."""
     torch = pytest.importorskip("torch")
@@ -90,7 +163,7 @@ def test_dinov3_rescales_before_it_resizes(photographs: list[Image.Image]) -> No
     def reference(image: Image.Image) -> Floats:
         pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1)[None] / 255.0)
         resized = torch.nn.functional.interpolate(pixels, size=(64, 48), mode="bilinear", antialias=True)[0].numpy()
-        return normalised(resized, **IMAGENET)
+        return normalized(resized, **IMAGENET)
 
     check(spec, reference, photographs, limit=1.0)
 
@@ -98,7 +171,7 @@ def test_dinov3_rescales_before_it_resizes(photographs: list[Image.Image]) -> No
 # ---- timm, open_clip, torchvision ----------------------------------------------------------------------------------------------------
 
 
-def normalised(pixels: Floats, mean: list[float], std: list[float]) -> Floats:
+def normalized(pixels: Floats, mean: list[float], std: list[float]) -> Floats:
     """(C, H, W) in [0, 1]."""
     return (pixels - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
 
@@ -135,7 +208,7 @@ def timm_eval(image: Image.Image, size: Size, cfg: dict[str, Any]) -> Floats:
     else:
         image = keep_ratio(image, height, width, filter)
     pixels = np.asarray(center_crop(image, *size)) / 255
-    return normalised(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None], cfg["mean"], cfg["std"])
+    return normalized(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None], cfg["mean"], cfg["std"])
 
 
 @pytest.mark.parametrize("size", [(224, 224), (33, 33), (32, 48), (97, 51)])
@@ -147,6 +220,20 @@ def test_timms_eval_transform(size: Size, crop_pct: float, mode: str, interpolat
     check(from_timm(cfg, size), lambda image: timm_eval(image, size, cfg), photographs, FLOAT32)
 
 
+WHOLE: list[tuple[Size, float, str, str]] = [
+    ((224, 224), 0.875, "center", "bicubic"),
+    ((97, 51), 1.1, "center", "bilinear"),
+    ((33, 33), 0.95, "squash", "bicubic"),
+]
+
+
+@pytest.mark.parametrize(("size", "crop_pct", "mode", "interpolation"), WHOLE)
+def test_timms_eval_transform_on_whole_photographs(size: Size, crop_pct: float, mode: str, interpolation: str) -> None:
+    """Three cases at 640 x 427 pixels; `make test-full` has the others."""
+    cfg = {"input_size": [3, *size], "crop_pct": crop_pct, "crop_mode": mode, "interpolation": interpolation, **IMAGENET}
+    check(from_timm(cfg, size), lambda image: timm_eval(image, size, cfg), whole_photographs(), FLOAT32)
+
+
 @pytest.mark.parametrize(("size", "seen"), [((30, 30), (24, 24)), ((97, 51), (96, 48)), ((384, 384), (378, 378))])
 @pytest.mark.parametrize("crop_pct", [0.9, 1.0])
 @pytest.mark.parametrize("mode", ["center", "squash"])
@@ -156,8 +243,8 @@ def test_what_patches_see_of_timms_images(size: Size, seen: Size, crop_pct: floa
     check(top_left(from_timm(cfg, size), seen), lambda image: timm_eval(image, size, cfg)[:, : seen[0], : seen[1]], photographs, FLOAT32)
 
 
-def test_timms_eval_transform_on_grey_pictures(photographs: list[Image.Image]) -> None:
-    """A network of one channel sees the picture converted to grey before anything else."""
+def test_timms_eval_transform_on_gray_pictures(photographs: list[Image.Image]) -> None:
+    """A network of one channel sees the picture converted to gray before anything else."""
     cfg = {"input_size": [1, 40, 40], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.4], "std": [0.3]}
     check(from_timm(cfg, (40, 40)), lambda image: timm_eval(image.convert("L"), (40, 40), cfg), photographs, FLOAT32)
 

@@ -1,13 +1,14 @@
 """What the linter says of small graphs, and that the real compiler agrees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from helpers import with_manifest
+from export_cache import ExportCache
+from helpers import assert_mentions, one_line, with_manifest
 from onnx import ModelProto, TensorProto, helper
 from onnx.helper import make_node as node
 from onnx_graphs import (
@@ -27,7 +28,7 @@ from onnx_graphs import (
     tensor,
 )
 
-from vit_exporter import ExportSpec, Source, export
+from vit_exporter import Source
 from vit_runtime.errors import ModelError
 from vit_runtime.tensorrt import Problem, RefusedError, build, engine, lint
 
@@ -45,45 +46,45 @@ GOOD: dict[str, Callable[[], ModelProto]] = {
         [node("LayerNormalization", ["x", "s", "b"], ["y"])], [tensor("s", np.ones(32), HALF), tensor("b", np.zeros(32), HALF)], HALF
     ),
 }
-# What the compiler refuses too: the graph, what the linter calls it, the nodes that it names, and a word of the reason.
-BAD: dict[str, tuple[Callable[[], ModelProto], str, tuple[str, ...], str]] = {
+# What the compiler refuses too: the graph, facts of what the linter finds, the nodes that it names, and facts of the reason.
+BAD: dict[str, tuple[Callable[[], ModelProto], tuple[str, ...], tuple[str, ...], tuple[object, ...]]] = {
     "uint8 activations": (
-        lambda: quantized(UINT8, 128), "UINT8 quantisation", ("quantize", "dequantize"), "quantises to INT8"
+        lambda: quantized(UINT8, 128), ("UINT8",), ("quantize", "dequantize"), ("INT8", 127)
     ),
-    "uint8 weights": (lambda: quantized(weight_kind=UINT8, weight_zero=128), "UINT8 quantisation", ("weights",), "quantises to INT8"),
-    "a zero point": (lambda: quantized(zero=3), "quantisation with a zero point", ("quantize", "dequantize"), "of 0 only"),
-    "a zero point of weights": (lambda: quantized(weight_zero=-1), "quantisation with a zero point", ("weights",), "of 0 only"),
+    "uint8 weights": (lambda: quantized(weight_kind=UINT8, weight_zero=128), ("UINT8",), ("weights",), ("INT8", 127)),
+    "a zero point": (lambda: quantized(zero=3), ("zero",), ("quantize", "dequantize"), (0,)),
+    "a zero point of weights": (lambda: quantized(weight_zero=-1), ("zero",), ("weights",), (0,)),
     "a zero point in a Constant node": (
-        lambda: constants(quantized(zero=3)), "quantisation with a zero point", ("quantize", "dequantize"), "of 0 only"
+        lambda: constants(quantized(zero=3)), ("zero",), ("quantize", "dequantize"), (0,)
     ),
-    "a quantised bias": (quantized_bias, "DequantizeLinear of INT32", ("bias",), "biases as they are"),
+    "a quantised bias": (quantized_bias, ("DequantizeLinear", "INT32"), ("bias",), ("biases",)),
     "dynamic quantisation": (
         lambda: graph([node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="d"), node("DequantizeLinear", ["q", "s", "z"], ["y"])]),
-        "DynamicQuantizeLinear", ("d",), "scales that are in the file",
+        ("DynamicQuantizeLinear",), ("d",), ("QuantizeLinear", "DequantizeLinear", "INT8"),
     ),
     "com.microsoft": (
         lambda: graph([node("FusedMatMul", ["x", "w"], ["y"], name="f", domain=MICROSOFT)], [tensor("w", WEIGHT)], domains=[MICROSOFT]),
-        "com.microsoft.FusedMatMul", ("f",), "onnxruntime alone has it",
+        ("com.microsoft.FusedMatMul",), ("f",), ("onnxruntime",),
     ),
     "another domain": (
         lambda: graph([node("Twice", ["x"], ["y"], domain="com.example")], domains=["com.example"]),
-        "com.example.Twice", ("node_of_y",), "standard ops only",
+        ("com.example.Twice",), ("node_of_y",), ("TensorRT",),
     ),
     "com.microsoft in a branch": (
         lambda: branches(node("FastGelu", ["x"], ["t"], name="inner", domain=MICROSOFT)),
-        "com.microsoft.FastGelu", ("inner",), "onnxruntime alone has it",
+        ("com.microsoft.FastGelu",), ("inner",), ("onnxruntime",),
     ),
-    "Attention in float32": (lambda: attention(FLOAT), "Attention", ("attention",), "no kernel for this op in float32"),
-    "int16": (lambda: quantized(TensorProto.INT16), "type int16", ("z",), "has not this type"),
+    "Attention in float32": (lambda: attention(FLOAT), ("Attention",), ("attention",), ("float32",)),
+    "int16": (lambda: quantized(TensorProto.INT16), ("int16",), ("z",), ("TensorRT",)),
     "fp8 of the other kind": (
-        lambda: quantized(TensorProto.FLOAT8E5M2, weight_kind=TensorProto.FLOAT8E5M2), "type float8e5m2", ("wq", "z", "zw"), "has not"
+        lambda: quantized(TensorProto.FLOAT8E5M2, weight_kind=TensorProto.FLOAT8E5M2), ("float8e5m2",), ("wq", "z", "zw"), ("TensorRT",)
     ),
     "uint4": (
         lambda: graph(
             [node("DequantizeLinear", ["w", "s"], ["d"], axis=0, block_size=16), node("MatMul", ["x", "d"], ["y"])],
             [tensor("w", np.ones((32, 32), int), TensorProto.UINT4), tensor("s", np.ones((2, 32)))], opset=21,
         ),
-        "type uint4", ("w",), "has not this type",
+        ("uint4",), ("w",), ("TensorRT",),
     ),
 }  # fmt: skip
 
@@ -102,50 +103,74 @@ def only(problems: tuple[Problem, ...]) -> Problem:
 # --- small graphs
 
 
+# The compiler needs a process of its own for each graph; `make test-full` asks it about the others too.
+COMPILED = ("int8", "fp8", "LayerNorm in pieces in float32", "a zero point", "dynamic quantisation", "com.microsoft", "uint4")
+
+
+def compiled(names: Iterable[str]) -> list[Any]:
+    return [name if name in COMPILED else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("name", GOOD)
+def test_the_linter_finds_nothing_in_what_tensorrt_takes(name: str, tmp_path: Path):
+    assert lint(saved(GOOD[name](), tmp_path)) == ()
+
+
+@pytest.mark.parametrize("name", compiled(GOOD))
 def test_what_the_linter_passes_the_compiler_builds(name: str, tmp_path: Path):
-    path = saved(GOOD[name](), tmp_path)
-    assert lint(path) == ()
-    assert build(path, sm=89).size > 0
+    assert build(saved(GOOD[name](), tmp_path), sm=89).size > 0
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", BAD)
-def test_what_the_linter_refuses_it_names_and_the_compiler_refuses_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    make, what, names, reason = BAD[name]
-    path = saved(make(), tmp_path)
-    problem = only(lint(path))
-    assert (problem.what, problem.count, problem.names) == (what, len(names), names)
-    assert reason in problem.reason
-    assert "vit-export --target tensorrt" in problem.remedy
+def test_what_the_linter_refuses_it_names(name: str, tmp_path: Path):
+    make, facts, names, reason = BAD[name]
+    problem = only(lint(saved(make(), tmp_path)))
+    assert (problem.count, problem.names) == (len(names), names)
+    assert_mentions(problem.what, *facts)
+    assert_mentions(problem.reason, *reason)
+    assert_mentions(problem.remedy, "vit-export --target tensorrt")
     assert "\n" not in str(problem)
+
+
+@pytest.mark.parametrize("name", compiled(BAD))
+def test_what_the_linter_refuses_the_compiler_refuses_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make, *_ = BAD[name]
     monkeypatch.setattr(engine, "lint", lambda path: ())
     with pytest.raises(RefusedError):
-        build(path, sm=89)
+        build(saved(make(), tmp_path), sm=89)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
-    ("make", "what", "name"),
+    ("make", "facts", "name"),
     [
-        (lambda: quantized(UINT8), "UINT8 quantisation", "quantize"),
-        (lambda: quantized(kept=False), "UINT8 quantisation", "quantize"),
-        (lambda: layer_norm(HALF), "ReduceMean of squares in float16", "variance"),
-        (lambda: layer_norm(HALF, "Mul"), "ReduceMean of squares in float16", "variance"),
+        (lambda: quantized(UINT8), ("UINT8",), "quantize"),
+        (lambda: quantized(kept=False), ("UINT8",), "quantize"),
+        (lambda: layer_norm(HALF), ("ReduceMean", "float16"), "variance"),
+        (lambda: layer_norm(HALF, "Mul"), ("ReduceMean", "float16"), "variance"),
     ],
     ids=["uint8 with a zero point of 0", "no zero point, which means uint8", "LayerNorm in pieces, Pow", "LayerNorm in pieces, Mul"],
 )
-def test_what_the_compiler_would_build_and_compute_wrongly_is_refused(make: Callable[[], ModelProto], what: str, name: str, tmp_path: Path):
+def test_what_the_compiler_would_build_and_compute_wrongly_is_refused(
+    make: Callable[[], ModelProto], facts: tuple[str, ...], name: str, tmp_path: Path
+):
     problem = only(lint(saved(make(), tmp_path)))
-    assert problem.what == what
+    assert_mentions(problem.what, *facts)
     assert problem.names[0] == name
 
 
+@pytest.mark.unit
 def test_the_first_nodes_are_named_and_all_are_counted(tmp_path: Path):
     nodes = [node("Gelu", [f"v{i}" if i else "x"], [f"v{i + 1}"], name=f"gelu{i}", domain=MICROSOFT) for i in range(7)]
     problem = only(lint(saved(graph([*nodes, node("Identity", ["v7"], ["y"])], domains=[MICROSOFT]), tmp_path)))
     assert (problem.count, problem.names) == (7, ("gelu0", "gelu1", "gelu2"))
-    assert str(problem).startswith("7 x com.microsoft.Gelu (gelu0, gelu1, gelu2, ...): ")
+    assert_mentions(str(problem), 7, "com.microsoft.Gelu", "gelu0", "gelu1", "gelu2")
+    assert "gelu3" not in str(problem)
 
 
+@pytest.mark.unit
 def test_every_kind_of_problem_is_told_at_once(tmp_path: Path):
     nodes = [
         node("Gelu", ["x"], ["g"], domain=MICROSOFT),
@@ -165,6 +190,7 @@ def test_a_function_that_the_file_brings_is_no_foreign_op(tmp_path: Path):
     assert build(path, sm=89).size > 0
 
 
+@pytest.mark.unit
 def test_a_foreign_op_in_a_function_is_found(tmp_path: Path):
     model = graph([node("Twice", ["x"], ["y"], domain="local")], domains=["local"])
     body = [node("Gelu", ["a"], ["b"], name="inner", domain=MICROSOFT)]
@@ -203,7 +229,7 @@ def test_a_file_for_another_target_is_told_which_command_makes_the_right_one(
     fixture: str, target: str, options: str, request: pytest.FixtureRequest
 ):
     first, *_ = lint(request.getfixturevalue(fixture))
-    assert first.what == f"target {target}"
+    assert_mentions(first.what, target)
     assert f"`vit-export --target tensorrt {options}`" in first.remedy
 
 
@@ -223,18 +249,19 @@ def test_the_command_asks_for_the_checkpoint_where_the_weights_came_from_one(tin
     assert "`vit-export --target tensorrt --precision int8 --calibrate FOLDER --checkpoint PATH`" in first.remedy
 
 
-def test_a_portable_file_in_int8_is_refused(tiny_source: Source, tmp_path: Path):
+def test_a_portable_file_in_int8_is_refused(tiny_source: Source, exports: ExportCache):
     """Its scales are computed as the network runs."""
-    out = tmp_path / "int8.onnx"
-    export(lambda: tiny_source, ExportSpec(out, precision="int8", verify=False))
+    out = exports.export(tiny_source, "int8.onnx", precision="int8", verify=False).out
     assert {problem.what for problem in lint(out)} == {"DynamicQuantizeLinear", "MatMulInteger"}
 
 
+@pytest.mark.unit
 def test_a_file_that_is_no_onnx_file_is_refused(tmp_path: Path):
     path = tmp_path / "text.onnx"
     path.write_text("no model")
-    with pytest.raises(ModelError, match=r"not a whole \.onnx file"):
+    with pytest.raises(ModelError) as error:
         lint(path)
+    assert_mentions(one_line(error), path, ".onnx")
 
 
 def test_a_manifest_that_contradicts_its_graph_is_refused(tiny_model: Path, tmp_path: Path):
@@ -243,6 +270,7 @@ def test_a_manifest_that_contradicts_its_graph_is_refused(tiny_model: Path, tmp_
         lint(path)
 
 
+@pytest.mark.unit
 def test_types_that_the_file_does_not_tell_follow_from_those_that_it_does(tmp_path: Path):
     """A Cast before the op decides, whatever the input is."""
     nodes = [

@@ -7,6 +7,8 @@ import pytest
 
 from vit_runtime.threads import CpuBudget, cpu_budget, physical_cores
 
+pytestmark = pytest.mark.unit
+
 
 def write(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():

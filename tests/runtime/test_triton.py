@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import copied, with_array
+from helpers import assert_mentions, copied, one_line, with_array
 from PIL import Image
 
 import vit_runtime as vit
@@ -81,6 +81,8 @@ def started(path: Path, folder: Path, provider: str = "cpu", kind: str = "CPU", 
     write_triton(path, folder / "models")
     place = folder / "models" / f"{path.stem}_image"
     spec = importlib.util.spec_from_file_location("model", place / "1" / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.TritonPythonModel()
@@ -130,8 +132,8 @@ def test_only_the_outputs_that_are_asked_for_are_sent(served):
 def test_a_broken_image_fails_its_own_request_and_says_which_it_was(served, tiny_model):
     requests = [Request([picture(1)]), Request([picture(2), picture(3)[:60]]), Request([b""]), Request([picture(4)])]
     first, second, third, last = served.execute(requests)
-    assert second.error.message.startswith("image 2 of 2: ")
-    assert third.error.message.startswith("image 1 of 1: ")
+    assert_mentions(second.error.message, "image", 2)
+    assert_mentions(third.error.message, "image", 1)
     assert {second.error.code, third.error.code} == {"INVALID_ARG"}
     assert "\n" not in second.error.message + third.error.message
     together = vit.load(tiny_model, "cpu").predict([picture(1), picture(4)])
@@ -150,7 +152,7 @@ def test_nan_is_an_error_of_the_server_for_probabilities_and_passed_on_as_logits
     model = started(with_array(tiny_model, tmp_path, name, lambda values: values.fill(np.nan)), tmp_path)
     with_probabilities, without = model.execute([Request([picture(1)]), Request([picture(1)], ("logits",))])
     assert with_probabilities.error.code == "INTERNAL"
-    assert "NaN or Inf" in with_probabilities.error.message
+    assert_mentions(with_probabilities.error.message, "NaN", "vit-parity")
     assert np.isnan(without["logits"]).all()
 
 
@@ -168,15 +170,17 @@ def test_a_network_that_fails_fails_every_request_of_the_batch_but_says_of_a_bro
     model = started(copied(tiny_model, tmp_path, trap), tmp_path)
     answers = model.execute([Request([picture(1)]), Request([b"broken"]), Request([picture(2)])])
     assert [answer.error.code for answer in answers] == ["INTERNAL", "INVALID_ARG", "INTERNAL"]
-    assert "failed on a batch of 2" in answers[0].error.message
+    assert_mentions(answers[0].error.message, 2, "trap")
 
 
 def test_a_provider_that_does_not_run_here_stops_the_model_and_does_not_fall_back(tiny_model, tmp_path):
-    with pytest.raises(ProviderError, match="cuda"):
+    with pytest.raises(ProviderError) as error:
         started(tiny_model, tmp_path, provider="cuda", kind="GPU")
+    assert_mentions(one_line(error), "'cuda'")
 
 
 def test_an_instance_on_a_gpu_hands_on_which_one_and_its_largest_batch(tiny_model, tmp_path):
     """A provider that has no use for them says what it was given."""
-    with pytest.raises(InputError, match="got device_id, max_batch for provider 'cpu'"):
+    with pytest.raises(InputError) as error:
         started(tiny_model, tmp_path, kind="GPU", device="1")
+    assert_mentions(one_line(error), "device_id", "max_batch", "'cpu'")
