@@ -53,7 +53,7 @@ test: lint
 	$(PYTEST) -m "not full and not slow and not gpu"
 
 test-unit: $(READY)
-	$(PYTEST) -m unit
+	$(PYTEST) -m "unit and not full"
 
 test-full: lint
 	$(PYTEST) -m "not slow and not gpu"
