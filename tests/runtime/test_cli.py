@@ -82,8 +82,8 @@ def test_a_provider_that_this_machine_lacks_is_exit_code_4(command: str, tiny_mo
     ort = pytest.importorskip("onnxruntime")
     if len(ort.get_available_providers()) > 2:
         pytest.skip("this onnxruntime was built with GPU providers")
-    options: dict[str, list[str | Path]] = {"vit-predict": [images, "--provider"], "vit-parity": ["--providers"], "vit-bench": ["--provider"]}
-    more = options[command]
+    image: list[str | Path] = [images] if command == "vit-predict" else []
+    more = [*image, "--providers" if command == "vit-parity" else "--provider"]
     assert_mentions(failed(run(command, tiny_model, *more, "cuda"), 4), "'cuda'")
     assert document_of(run(command, tiny_model, *more, "cuda", "--json"), 4)["exit_code"] == 4
     assert_mentions(failed(run(command, tiny_model, *more, "gpu"), 2), "'gpu'", "auto, cpu, openvino, cuda, tensorrt")

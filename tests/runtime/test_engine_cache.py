@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from helpers import assert_mentions, one_line
 
 import vit_runtime

@@ -190,9 +190,7 @@ def test_its_own_provider_is_asked_for_the_gpu(compiler: str, tiny_model: Path, 
         (TEN, (8, 9), "10.13.3", ("10.14.1.48", "'tensorrt'", "10.13.3", "vit-trt")),
     ],
 )
-def test_an_engine_is_for_one_kind_of_gpu_and_one_release(
-    held: Held, capability: tuple[int, int], version: str, facts: tuple[str, ...]
-):
+def test_an_engine_is_for_one_kind_of_gpu_and_one_release(held: Held, capability: tuple[int, int], version: str, facts: tuple[str, ...]):
     if not facts:
         check_held(Path("x.onnx"), held, version, capability, "Card")
         return

@@ -490,9 +490,7 @@ def test_a_golden_record_of_an_unknown_generator_is_told_to_upgrade(document: Do
         (("resized", "image_size"), [49, 5000], ("(49, 5000)",)),
     ],
 )
-def test_a_forged_record_of_extremes_or_of_resizing_is_refused(
-    place: Place, value: Any, facts: tuple[object, ...], document: Document
-):
+def test_a_forged_record_of_extremes_or_of_resizing_is_refused(place: Place, value: Any, facts: tuple[object, ...], document: Document):
     assert_mentions(refused(changed(document, place, value)), *facts)
 
 
