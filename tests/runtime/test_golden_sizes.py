@@ -10,7 +10,7 @@ import onnx
 import pytest
 from export_cache import ExportCache
 from helpers import assert_mentions, copied, one_line
-from networks import TINY, initialized, source_of
+from networks import SHALLOW, initialized, source_of
 from onnx import numpy_helper
 
 from vit_exporter.reference import other_sizes
@@ -18,7 +18,7 @@ from vit_runtime import InputError, Model, ModelError, check_record, load, read_
 from vit_runtime.manifest import Manifest, parse_manifest
 from vit_runtime.parity import BATCH_SIZES
 
-CONFIG = dataclasses.replace(TINY, img_size=(32, 24))
+CONFIG = dataclasses.replace(SHALLOW, img_size=(32, 24))
 SIZES = [(32, 24), (16, 24), (40, 48), (48, 40)]  # the default; flatter; one and three patches more; half as large again
 
 
