@@ -139,8 +139,8 @@ def test_it_builds_and_says_what_was_fused(tiny_model: Path, tmp_path: Path):
 
 
 def test_without_a_gpu_s_name_tensorrt_rtx_builds_for_every_one(tiny_model: Path):
-    assert_mentions(run("vit-trt", tiny_model).stdout, "RTX", "Ampere", 1, 32)
-    assert document_of(run("vit-trt", tiny_model, "--json"))["sm"] is None
+    document = document_of(run("vit-trt", tiny_model, "--json"))
+    assert (document["compiler"], document["sm"], document["profile"]) == ("tensorrt-rtx", None, {"min": 1, "opt": 8, "max": 32})
 
 
 def test_as_data_it_has_every_layer_with_the_nodes_of_the_file(tiny_model: Path):
@@ -159,7 +159,9 @@ def test_as_data_it_has_every_layer_with_the_nodes_of_the_file(tiny_model: Path)
 
 def test_without_out_nothing_is_written(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert_mentions(trt(tiny_model).stdout, "--out")
+    result = trt(tiny_model)
+    assert result.exit_code == 0
+    assert_mentions(result.stdout, "--out")
     assert contents(tmp_path) == set()
 
 
@@ -168,10 +170,9 @@ def test_weights_beside_the_file_are_found(tiny_external: Path):
 
 
 def test_the_profile_stands_in_the_engine(tiny_model: Path, tmp_path: Path):
-    """A wider one makes another engine, the same one the same bytes in number."""
-    sizes = [document_of(trt(tiny_model, "--json", "--batch", batch))["size"] for batch in ("1,1,1", "1,1,1", "1,8,32")]
-    assert sizes[0] == sizes[1]
-    assert sizes[0] != sizes[2]
+    """A wider one makes an engine of another size."""
+    narrow, wide = (document_of(trt(tiny_model, "--json", "--batch", batch))["size"] for batch in ("1,1,1", "1,8,32"))
+    assert narrow != wide
 
 
 def test_options_reach_the_compiler(tiny_model: Path, tensorrt: Path):
@@ -211,11 +212,6 @@ def test_a_free_image_size_is_built_for_the_default_one(tiny_model: Path, tmp_pa
     path = copied(tiny_model, tmp_path, change)
     assert read_manifest(path)[0].multiple_of == 8
     assert document_of(trt(path, "--json"))["profile"] == {"min": 1, "opt": 8, "max": 32}
-
-
-def test_quiet_prints_nothing(tiny_model: Path):
-    result = trt(tiny_model, "-q")
-    assert (result.exit_code, result.output) == (0, "")
 
 
 def test_somebody_who_watches_sees_how_far_it_is(tiny_model: Path):
@@ -441,8 +437,8 @@ def test_what_the_compiler_refuses_names_the_node_and_what_to_change(
 def test_our_own_float32_file_is_refused_for_sm_75_and_built_for_the_others(tiny_model: Path):
     (line,) = refusals(trt(tiny_model, sm=75))
     assert_mentions(line, "FP32 GEMM", "SM 75")
-    for sm in (80, 86, 120, 121):
-        assert trt(tiny_model, sm=sm).exit_code == 0
+    assert trt(tiny_model, sm=80).exit_code == 0  # the oldest that it takes
+    assert trt(tiny_model, sm=121).exit_code == 0
 
 
 # --- a compiler that breaks down

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,14 +54,20 @@ def get_available_providers():
 """
 NO_DRIVER = ("NVIDIA driver", "libcuda.so.1: cannot open shared object file", "nvidia-smi")
 ASK = """
-import json, sys
+import json, os, sys
 from vit_runtime.errors import MachineError
 from vit_runtime.providers import require
-name, device = json.loads(sys.argv[1])
-try:
-    require(name, device)
-except MachineError as error:
-    print(type(error).__name__, error.exit_code, error)
+answers, before = [], dict(os.environ)
+for name, device, environment in json.loads(sys.argv[1]):
+    os.environ.update(environment)
+    try:
+        require(name, device)
+        answers.append("")
+    except MachineError as error:
+        answers.append(f"{type(error).__name__} {error.exit_code} {error}")
+    for name in environment:
+        os.environ.pop(name) if name not in before else os.environ.update({name: before[name]})
+print(json.dumps(answers))
 """
 
 
@@ -111,12 +118,17 @@ class Machine:
 
     def refusal(self, provider: str = "cuda", device_id: int = 0, **environment: str) -> str:
         """The one line that the provider is refused with, which names it; "" where nothing is in its way."""
-        answer = self.python(ASK, json.dumps([provider, device_id]), **environment)
-        assert "\n" not in answer
-        if answer:
+        return self.refusals([environment], provider, device_id)[0]
+
+    def refusals(self, environments: Sequence[Mapping[str, str]], provider: str = "cuda", device_id: int = 0) -> list[str]:
+        """The same for several environments, one after the other in a single process."""
+        queries = [(provider, device_id, environment) for environment in environments]
+        answers: list[str] = json.loads(self.python(ASK, json.dumps(queries)))
+        for answer in filter(None, answers):
+            assert "\n" not in answer
             assert answer.startswith("ProviderError 4 ")
             assert_mentions(answer, repr(provider))
-        return answer.removeprefix("ProviderError 4 ")
+        return [answer.removeprefix("ProviderError 4 ") for answer in answers]
 
 
 @pytest.fixture
@@ -170,29 +182,33 @@ def test_without_a_driver_the_line_says_so(machine: Machine):
     assert_mentions(machine.refusal(), *NO_DRIVER)
 
 
-@pytest.mark.parametrize(
-    ("code", "facts"),
-    [
-        ("34", ("libcuda.so.1", "stub", "LD_LIBRARY_PATH")),
-        ("803", ("libcuda.so.1", "kernel module", "reboot")),
-        ("802", ("cuInit: system not ready", "nvidia-fabricmanager")),
-        ("804", ("forward-compatibility", "compat", "LD_LIBRARY_PATH")),
-        ("3", ("cuInit: 3", "nvidia-smi")),
-        ("999", ("cuInit: unknown error", "dmesg", "NVRM")),
-        ("100", ("GPU", "nvidia-smi", "--gpus all")),
-    ],
-)
-def test_a_driver_that_does_not_start_says_why(machine: Machine, code: str, facts: tuple[str, ...]):
-    assert_mentions(machine.refusal(FAKE_INIT=code), *facts)
+CODES = {  # what cuInit returns: facts of the message
+    34: ("libcuda.so.1", "stub", "LD_LIBRARY_PATH"),
+    803: ("libcuda.so.1", "kernel module", "reboot"),
+    802: ("cuInit: system not ready", "nvidia-fabricmanager"),
+    804: ("forward-compatibility", "compat", "LD_LIBRARY_PATH"),
+    3: ("cuInit: 3", "nvidia-smi"),
+    999: ("cuInit: unknown error", "dmesg", "NVRM"),
+    100: ("GPU", "nvidia-smi", "--gpus all"),
+}
+
+
+def test_a_driver_that_does_not_start_says_why(machine: Machine):
+    messages = machine.refusals([{"FAKE_INIT": str(code)} for code in CODES])
+    for message, facts in zip(messages, CODES.values(), strict=True):
+        assert_mentions(message, *facts)
 
 
 def test_a_driver_too_old_for_this_cuda_is_named_with_both_releases(machine: Machine):
     assert_mentions(machine.refusal(FAKE_CUDA="12080"), "CUDA 12.8", "onnxruntime 1.31.1", "CUDA 13", "update")
 
 
-@pytest.mark.parametrize(("hidden", "answer"), [("", {"FAKE_INIT": "100"}), ("-1", {"FAKE_GPUS": "0"}), ("7", {"FAKE_INIT": "100"})])
-def test_a_variable_that_hides_all_gpus_is_named(machine: Machine, hidden: str, answer: dict[str, str]):
-    assert_mentions(machine.refusal("cuda", 0, CUDA_VISIBLE_DEVICES=hidden, **answer), f"CUDA_VISIBLE_DEVICES={hidden!r}", "unset")
+def test_a_variable_that_hides_all_gpus_is_named(machine: Machine):
+    environments = [
+        {"CUDA_VISIBLE_DEVICES": hidden, **answer} for hidden in ("", "-1", "7") for answer in ({"FAKE_INIT": "100"}, {"FAKE_GPUS": "0"})
+    ]
+    for environment, message in zip(environments, machine.refusals(environments), strict=True):
+        assert_mentions(message, f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']!r}", "unset")
 
 
 # --- the GPU
@@ -204,9 +220,9 @@ def test_a_gpu_that_is_not_there_is_answered_with_those_that_are(machine: Machin
 
 
 def test_a_gpu_older_than_the_kernels_is_told_before_they_fail_on_it(machine: Machine):
-    facts = ("GPU 0", "Stand-in", "compute capability 6.1", "onnxruntime 1.31.1", 7.5)
-    assert_mentions(machine.refusal(FAKE_CAPABILITY="61"), *facts)
-    assert machine.refusal(FAKE_CAPABILITY="75") == ""
+    older, oldest = machine.refusals([{"FAKE_CAPABILITY": "61"}, {"FAKE_CAPABILITY": "75"}])
+    assert_mentions(older, "GPU 0", "Stand-in", "compute capability 6.1", "onnxruntime 1.31.1", 7.5)
+    assert oldest == ""
 
 
 # --- libraries
@@ -226,7 +242,7 @@ def test_wheels_of_another_cuda_explain_what_is_missing(machine: Machine):
     assert_mentions(machine.refusal(), "libcublas.so.13", "nvidia-cublas-cu12", "CUDA 13", "pip install")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"no library at all, " * 99])
+@pytest.mark.parametrize("content", [b"", pytest.param(b"\x7fELF", marks=pytest.mark.full), b"no library at all, " * 99])
 def test_a_library_that_does_not_load_is_broken_and_not_missing(machine: Machine, content: bytes):
     (machine.libraries / "libcublas.so.13").write_bytes(content)
     assert_mentions(machine.refusal(), "CUDA", "libcublas.so.13", 'pip install --force-reinstall "vit-deploy[gpu]"')
@@ -344,7 +360,14 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_extra(rtx: Machine):
     assert_mentions(rtx.refusal("tensorrt-rtx"), "TensorRT RTX", 'pip install "vit-deploy[ep-rtx]"')
 
 
-@pytest.mark.parametrize("lacking", ["get_ep_devices", "add_provider_for_devices", "get_provider_graph_assignment_info"])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "get_ep_devices",
+        pytest.param("add_provider_for_devices", marks=pytest.mark.full),
+        pytest.param("get_provider_graph_assignment_info", marks=pytest.mark.full),
+    ],
+)
 def test_an_onnxruntime_that_takes_no_plugins_is_to_be_updated(rtx: Machine, lacking: str):
     source = TAKES_PLUGINS.replace("1.32.0", "1.20.0").replace(lacking, "other")
     (rtx.site / "onnxruntime" / "__init__.py").write_text(source)
@@ -364,8 +387,9 @@ def test_a_driver_too_old_for_the_plugin_is_named_with_its_wheel(rtx: Machine):
 def test_the_wheel_for_cuda_12_needs_cuda_12(rtx: Machine):
     shutil.rmtree(next(rtx.site.glob("onnxruntime_ep_*.dist-info")))
     rtx.wheel(RTX.replace("13", "12"), "0.5.0", PLUGIN)
-    assert rtx.refusal("tensorrt-rtx", FAKE_CUDA="12080") == ""
-    assert_mentions(rtx.refusal("tensorrt-rtx", FAKE_CUDA="11080"), "CUDA 11.8", "CUDA 12")
+    right, older = rtx.refusals([{"FAKE_CUDA": "12080"}, {"FAKE_CUDA": "11080"}], "tensorrt-rtx")
+    assert right == ""
+    assert_mentions(older, "CUDA 11.8", "CUDA 12")
 
 
 def test_wheels_of_the_plugin_for_two_cudas_are_a_conflict(rtx: Machine):
@@ -380,14 +404,20 @@ def test_variables_and_numbers_of_gpus_are_told_as_for_cuda(rtx: Machine):
     assert_mentions(rtx.refusal("tensorrt-rtx", 2), "device_id 2", "0: Stand-in")
 
 
-@pytest.mark.parametrize("capability", ["75", "80", "103"])
-def test_a_gpu_that_the_plugin_leaves_out_is_told_with_those_that_it_takes(rtx: Machine, capability: str):
-    facts = ("GPU 0", "Stand-in", f"compute capability {int(capability) / 10}", f"{RTX} 0.5.0", 8.6, 8.9, "12.0")
-    assert_mentions(rtx.refusal("tensorrt-rtx", FAKE_CAPABILITY=capability, FAKE_LISTED=""), *facts)
-    assert rtx.refusal("tensorrt-rtx", FAKE_CAPABILITY=capability) == ""  # a later plug-in may take more
+def test_a_gpu_that_the_plugin_leaves_out_is_told_with_those_that_it_takes(rtx: Machine):
+    capabilities = (75, 80, 90, 103)
+    environments = [{"FAKE_CAPABILITY": str(capability), "FAKE_LISTED": ""} for capability in capabilities]
+    for capability, message in zip(capabilities, rtx.refusals(environments, "tensorrt-rtx"), strict=True):
+        named = f"compute capability {capability / 10}"
+        assert_mentions(message, "GPU 0", "Stand-in", named, f"{RTX} 0.5.0", 8.6, 8.9, "12.0")
+    listed = [{"FAKE_CAPABILITY": str(capability)} for capability in capabilities]
+    assert rtx.refusals(listed, "tensorrt-rtx") == [""] * len(capabilities)  # a later plug-in may take more
 
 
-@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"no library at all, " * 99, None])
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(b"", marks=pytest.mark.full), pytest.param(b"\x7fELF", marks=pytest.mark.full), b"no library at all, " * 99, None],
+)
 def test_a_damaged_plugin_is_one_line_and_its_warnings_are_not_repeated(rtx: Machine, content: bytes | None):
     """onnxruntime is the real one; None is a library that loads, and is no provider."""
     shutil.rmtree(rtx.site / "onnxruntime")
@@ -402,7 +432,7 @@ def test_a_damaged_plugin_is_one_line_and_its_warnings_are_not_repeated(rtx: Mac
     assert str(rtx.site) not in message
 
 
-@pytest.mark.parametrize("kept", [0, 5000, None])
+@pytest.mark.parametrize("kept", [pytest.param(0, marks=pytest.mark.full), 5000, None])
 def test_a_library_of_the_plugins_that_is_cut_short_is_not_loaded(rtx: Machine, kept: int | None):
     """Cut within its data, it would take the process down. None is a library that is gone."""
     library = rtx.site / PLUGIN / "library.so"
@@ -417,10 +447,10 @@ def test_a_library_of_the_plugins_that_is_cut_short_is_not_loaded(rtx: Machine, 
     assert_mentions(rtx.refusal("tensorrt-rtx"), f"{RTX} 0.5.0", "damaged", "library.so", command)
 
 
-@pytest.mark.parametrize("capability", ["86", "120"])
-def test_a_gpu_that_onnxruntime_does_not_see_is_told_with_where_it_looks(rtx: Machine, capability: str):
-    facts = ("onnxruntime 1.32.0", "GPU 1", "Stand-in, 0000:B3:00.0", "/sys", "'cpu'")
-    assert_mentions(rtx.refusal("tensorrt-rtx", 1, FAKE_GPUS="2", FAKE_CAPABILITY=capability), *facts)
+def test_a_gpu_that_onnxruntime_does_not_see_is_told_with_where_it_looks(rtx: Machine):
+    environments = [{"FAKE_GPUS": "2", "FAKE_CAPABILITY": capability} for capability in ("86", "89", "120")]
+    for message in rtx.refusals(environments, "tensorrt-rtx", 1):
+        assert_mentions(message, "onnxruntime 1.32.0", "GPU 1", "Stand-in, 0000:B3:00.0", "/sys", "'cpu'")
 
 
 def test_the_plugin_is_registered_once_in_a_process(rtx: Machine):
