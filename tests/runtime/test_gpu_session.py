@@ -1,7 +1,6 @@
 """Batches, buffers and recordings of a GPU's session, run by onnxruntime where it allocates on the CPU; nothing but the device differs."""
 
 import ctypes
-import gc
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -284,11 +283,9 @@ def test_a_block_serves_the_next_array_when_nobody_holds_the_first():
     address = first.ctypes.data
     part = first[1:]
     del first
-    gc.collect()
     assert memory.empty((2, 3, 4)).ctypes.data != address  # a part of it is still held
     assert (part == 7).all()
     del part
-    gc.collect()
     assert memory.empty((2, 3, 4)).ctypes.data == address
     assert len(runtime.held) == 2
 
@@ -300,7 +297,6 @@ def test_of_blocks_that_nobody_uses_a_few_are_kept():
     arrays = [memory.empty((8,)) for _ in range(KEPT_BLOCKS + 3)]
     assert len(runtime.held) == KEPT_BLOCKS + 3
     del arrays
-    gc.collect()
     assert len(runtime.held) == KEPT_BLOCKS
 
 
@@ -311,14 +307,11 @@ def test_with_its_model_all_of_it_goes():
     memory = PageLocked(runtime, 0)
     first, second = memory.empty((8,)), memory.empty((2, 2))
     del first
-    gc.collect()
     assert len(runtime.held) == 2
     del memory
-    gc.collect()
     second[:] = 1  # whose block stays as long as somebody has it
     assert len(runtime.held) == 2
     del second
-    gc.collect()
     assert runtime.held == set()
 
 
