@@ -94,25 +94,25 @@ def test_whatever_is_not_ok_says_what_to_do(diagnosis):
 
 
 @pytest.fixture
-def made(diagnosis: Diagnosis, monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
+def recorded_diagnosis(diagnosis: Diagnosis, monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     """The diagnosis of this machine, which the command prints without making it again."""
     monkeypatch.setattr("vit_runtime.cli.doctor.diagnose", lambda: diagnosis)
     return diagnosis
 
 
-def test_the_command_agrees_with_the_diagnosis(made: Diagnosis):
+def test_the_command_agrees_with_the_diagnosis(recorded_diagnosis: Diagnosis):
     answer = CliRunner().invoke(main, [])
-    assert answer.exit_code == (0 if made.ok else 4)
+    assert answer.exit_code == (0 if recorded_diagnosis.ok else 4)
     assert answer.stderr == ""
-    for item in made.everything:
+    for item in recorded_diagnosis.everything:
         assert re.search(rf"\b{item.status} +{re.escape(item.name)}\b", answer.stdout)
 
 
-def test_json_is_one_document_and_nothing_else(made: Diagnosis):
+def test_json_is_one_document_and_nothing_else(recorded_diagnosis: Diagnosis):
     answer = CliRunner().invoke(main, ["--json"])
     document = json.loads(answer.stdout)
     assert list(document) == ["ok", "machine", "findings", "providers"]
-    assert document == json.loads(json.dumps(made.to_dict()))
+    assert document == json.loads(json.dumps(recorded_diagnosis.to_dict()))
     assert answer.exit_code == (0 if document["ok"] else 4)
     assert answer.stderr == ""
 

@@ -141,10 +141,10 @@ def test_the_next_build_starts_from_the_timings_of_the_last(cache: EngineCache, 
 @pytest.mark.unit
 def test_a_build_that_takes_long_says_how_long(cache: EngineCache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_cache, "BEAT_S", 0.01)
-    said = list[str]()
-    cache.open(KEY, TIMING, "vit.onnx", lambda folder, times: time.sleep(0.2), lambda folder: None, said.append)
-    assert_mentions(said[0], "TensorRT", "vit.onnx")
-    assert_mentions(said[1], "TensorRT", "vit.onnx", "0 s")
+    messages = list[str]()
+    cache.open(KEY, TIMING, "vit.onnx", lambda folder, times: time.sleep(0.2), lambda folder: None, messages.append)
+    assert_mentions(messages[0], "TensorRT", "vit.onnx")
+    assert_mentions(messages[1], "TensorRT", "vit.onnx", "0 s")
 
 
 # --- damage
@@ -190,9 +190,9 @@ def test_a_damaged_engine_is_told_in_one_line_and_built_again(cache: EngineCache
     opened(cache, engine)
     damage_entry(damage)(entry_of(cache))
     assert cache.entries()  # which looks at it too
-    said = list[str]()
-    assert opened(cache, engine, tell=said.append) == "engine"
-    assert_mentions(said[0], entry_of(cache), "damaged")
+    messages = list[str]()
+    assert opened(cache, engine, tell=messages.append) == "engine"
+    assert_mentions(messages[0], entry_of(cache), "damaged")
     assert engine.builds == 2
     assert opened(cache, engine) == "engine"
     assert engine.builds == 2
@@ -205,9 +205,9 @@ def test_an_engine_that_the_library_refuses_is_built_again(cache: EngineCache, e
     def refuse(folder: Path) -> str:
         raise RuntimeError("could not deserialize\nengine")
 
-    said = list[str]()
-    assert cache.open(KEY, TIMING, "vit.onnx", engine.build, refuse, said.append) == "engine"
-    assert_mentions(said[0], entry_of(cache), "could not deserialize engine")
+    messages = list[str]()
+    assert cache.open(KEY, TIMING, "vit.onnx", engine.build, refuse, messages.append) == "engine"
+    assert_mentions(messages[0], entry_of(cache), "could not deserialize engine")
     assert engine.builds == 2
 
 
@@ -233,11 +233,11 @@ def provider_error(cause: str) -> ProviderError:
 )
 def test_memory_that_ran_out_is_raised_and_the_engine_stays(cache: EngineCache, engine: Engine, error: Exception):
     opened(cache, engine)
-    said = list[str]()
+    messages = list[str]()
     with pytest.raises(type(error)) as caught:
-        cache.open(KEY, TIMING, "vit.onnx", engine.build, failing_with(error), said.append)
+        cache.open(KEY, TIMING, "vit.onnx", engine.build, failing_with(error), messages.append)
     assert caught.value is error
-    assert said == []
+    assert messages == []
     assert opened(cache, engine) == "engine"
     assert engine.builds == 1
 
@@ -256,11 +256,11 @@ def test_an_engine_of_no_use_to_one_stays_where_no_other_can_be_built(cache: Eng
         assert {entry.state for entry in cache.entries()} == {"ok", "unfinished"}
         raise SessionError("and still is")
 
-    said = list[str]()
+    messages = list[str]()
     with pytest.raises(SessionError, match="and still is"):
-        cache.open(KEY, TIMING, "vit.onnx", fail, refuse, said.append)
+        cache.open(KEY, TIMING, "vit.onnx", fail, refuse, messages.append)
     assert tries == [entry_of(cache)]
-    assert [line for line in said if "the device is busy" in line] == said[:1]
+    assert [line for line in messages if "the device is busy" in line] == messages[:1]
     assert opened(cache, engine) == "engine"
     assert engine.builds == 1
 
@@ -294,9 +294,9 @@ def test_an_engine_that_another_process_put_in_place_of_a_useless_one_is_tried(c
 def test_a_file_in_the_entrys_place_is_no_entry(cache: EngineCache, engine: Engine):
     entry_of(cache).parent.mkdir(parents=True)
     entry_of(cache).write_text("foreign")
-    said = list[str]()
-    assert opened(cache, engine, tell=said.append) == "engine"
-    assert_mentions(said[-1], cache.folder)
+    messages = list[str]()
+    assert opened(cache, engine, tell=messages.append) == "engine"
+    assert_mentions(messages[-1], cache.folder)
     assert entry_of(cache).read_text() == "foreign"
 
 
@@ -445,9 +445,9 @@ def test_what_cannot_be_removed_after_a_build_is_told_and_costs_no_session(cache
     lock = entry_of(cache).with_suffix(".lock")
     lock.unlink()
     lock.mkdir()
-    said = list[str]()
-    assert opened(EngineCache(cache.folder, max_bytes=0), Engine("another"), OTHER, said.append) == "another"
-    assert_mentions(said[-1], cache.folder, "Is a directory")
+    messages = list[str]()
+    assert opened(EngineCache(cache.folder, max_bytes=0), Engine("another"), OTHER, messages.append) == "another"
+    assert_mentions(messages[-1], cache.folder, "Is a directory")
     assert entry_of(cache, OTHER).exists()
 
 
@@ -575,8 +575,8 @@ def test_of_processes_that_build_at_once_one_builds_and_the_others_reuse(cache: 
     log = tmp_path / "log"
     children = [start(cache, log, 0.5) for _ in range(4)]
     assert [child.wait(60) for child in children] == [0] * 4
-    said = log.read_text().split("\n")
-    assert (said.count("build"), said.count("built"), said.count("reused")) == (1, 1, 3)
+    messages = log.read_text().split("\n")
+    assert (messages.count("build"), messages.count("built"), messages.count("reused")) == (1, 1, 3)
 
 
 def test_the_lock_of_a_builder_that_was_killed_is_taken_over(cache: EngineCache, tmp_path: Path):
@@ -592,8 +592,8 @@ def test_the_lock_of_a_builder_that_was_killed_is_taken_over(cache: EngineCache,
     builder.wait(60)
     assert heir.wait(60) == 0
     assert "built" not in builder_log.read_text().split("\n")
-    said = heir_log.read_text().split("\n")
-    assert (said.count("build"), said.count("built")) == (1, 1)
+    messages = heir_log.read_text().split("\n")
+    assert (messages.count("build"), messages.count("built")) == (1, 1)
     assert {entry.state for entry in cache.entries()} == {"ok"}  # and what the dead one left is gone
 
 

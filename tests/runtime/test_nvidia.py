@@ -29,15 +29,15 @@ pytestmark = pytest.mark.skipif(
 DRIVER = r"""
 #include <stdlib.h>
 #include <string.h>
-static int told(const char *name, int otherwise) { const char *text = getenv(name); return text ? atoi(text) : otherwise; }
-int cuInit(unsigned flags) { return told("FAKE_INIT", 0); }
-int cuDeviceGetCount(int *count) { *count = told("FAKE_GPUS", 1); return 0; }
-int cuDriverGetVersion(int *version) { *version = told("FAKE_CUDA", 13000); return 0; }
+static int setting(const char *name, int otherwise) { const char *text = getenv(name); return text ? atoi(text) : otherwise; }
+int cuInit(unsigned flags) { return setting("FAKE_INIT", 0); }
+int cuDeviceGetCount(int *count) { *count = setting("FAKE_GPUS", 1); return 0; }
+int cuDriverGetVersion(int *version) { *version = setting("FAKE_CUDA", 13000); return 0; }
 int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Stand-in", length); return 0; }
 int cuDeviceGetPCIBusId(char *text, int length, int device) { strncpy(text, device ? "0000:B3:00.0" : "0000:65:00.0", length); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)8 << 30; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  int capability = told("FAKE_CAPABILITY", 89);
+  int capability = setting("FAKE_CAPABILITY", 89);
   *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 0;
   return 0;
 }
