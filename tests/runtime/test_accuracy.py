@@ -8,6 +8,8 @@ import pytest
 
 from vit_runtime.accuracy import Accuracy, accuracies, accuracy, cosines, kl_divergence
 
+pytestmark = pytest.mark.unit
+
 THIRDS = math.log(2)  # softmax of (0, log 2) is (1/3, 2/3)
 
 
@@ -38,7 +40,8 @@ def test_all_numbers_of_an_image_make_one_vector():
     a = random_rows(6, 24).reshape(2, 3, 24)
     b = random_rows(6, 24)[::-1].reshape(2, 3, 24)
     found = cosines(a, b)
-    assert (found.shape, found.dtype) == ((2,), np.float64)
+    assert found.shape == (2,)
+    assert found.dtype == np.float64
     np.testing.assert_array_equal(found, cosines(a.reshape(2, 72), b.reshape(2, 72)))
 
 

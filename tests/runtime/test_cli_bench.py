@@ -4,15 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import QUICK, document_of, run
+from helpers import QUICK, assert_mentions, document_of, run
 
 
 def test_bench_times_each_batch_size(tiny_model: Path):
     result = run("vit-bench", tiny_model, "--batch-sizes", "1,3", "--threads", "1", *QUICK)
     assert result.exit_code == 0
-    assert f"{tiny_model} on cpu, 1 threads" in result.stdout
+    assert_mentions(result.stdout, tiny_model, "cpu")
     assert re.findall(r"^  (\d+) ", result.stdout, re.MULTILINE) == ["1", "3"]
-    assert re.search(r"loaded in \d+\.\d+ s, peak memory \d+ MB", result.stdout)
+    assert re.search(r"\b\d+\.\d+ s\b.*\b\d+ MB\b", result.stdout)  # time to load, peak memory
 
 
 def test_bench_gives_the_same_as_data(tiny_model: Path):
@@ -30,7 +30,7 @@ def test_bench_gives_the_same_as_data(tiny_model: Path):
 def test_bench_fails_below_its_bar_with_exit_code_1(tiny_model: Path):
     result = run("vit-bench", tiny_model, "--max-p50-ms", "0.000001", *QUICK)
     assert result.exit_code == 1
-    assert re.search(r"FAILED: the median is \d+\.\d+ ms, the bar is 1e-06 ms", result.stdout)
+    assert re.search(r"FAILED.*\b\d+\.\d+ ms\b.*\b1e-06 ms\b", result.stdout)
     assert document_of(run("vit-bench", tiny_model, "--max-p50-ms", "0.000001", "--json", *QUICK), 1)["passed"] is False
     assert run("vit-bench", tiny_model, "--max-p50-ms", "1000000", *QUICK).exit_code == 0
 
@@ -41,4 +41,4 @@ def test_bench_fails_below_its_bar_with_exit_code_1(tiny_model: Path):
 def test_bench_refuses_what_cannot_be_timed(arguments: tuple[str, ...], tiny_model: Path):
     result = run("vit-bench", tiny_model, *arguments)
     assert result.exit_code == 2
-    assert arguments[0] in result.stderr
+    assert_mentions(result.stderr, arguments[0])

@@ -2,11 +2,12 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from helpers import document_of, failed
+from helpers import assert_mentions, document_of, failed
 
 import vit_runtime as vit
 from vit_runtime.cli.cache import main
@@ -42,14 +43,16 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.unit
 def test_the_list_names_model_gpu_size_and_state_the_last_used_first(folder: Path):
     lines = run("list", "--cache-dir", folder).stdout.split("\n")
-    assert lines[0] == f"{folder}, 3 MB"
-    assert [line.split()[:2] for line in lines[2:4]] == [["engine", "vit2.onnx"], ["engine", "vit1.onnx"]]
-    assert all(GPU in line and "1 MB" in line and line.endswith("ok") for line in lines[2:4])
-    assert lines[4].split()[0] == "openvino"
+    assert_mentions(lines[0], folder, "3 MB")
+    for line, model in zip(lines[2:4], ("vit2.onnx", "vit1.onnx"), strict=True):
+        assert_mentions(line, "engine", model, GPU, "1 MB", "ok")
+    assert_mentions(lines[4], "openvino")
 
 
+@pytest.mark.unit
 def test_the_list_is_one_document_with_json(folder: Path):
     document = document_of(run("list", "--json", "--cache-dir", folder))
     assert [entry["model"] for entry in document["entries"]] == ["vit2.onnx", "vit1.onnx", ""]
@@ -58,20 +61,25 @@ def test_the_list_is_one_document_with_json(folder: Path):
     assert document["bytes"] == sum(entry["bytes"] for entry in document["entries"])
 
 
+@pytest.mark.unit
 def test_an_empty_cache_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VIT_DEPLOY_CACHE", str(tmp_path / "none"))
-    assert run("list").stdout == f"nothing is kept in {tmp_path / 'none'}\n"
+    result = run("list")
+    assert result.exit_code == 0
+    assert_mentions(result.stdout, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.unit
 def test_pruning_leaves_what_was_used_last(folder: Path):
     document = document_of(run("prune", "--max-gb", "0.0011", "--json", "--cache-dir", folder))
     assert Path(document["removed"][0]["path"]).name == "42.blob"
     assert [entry["model"] for entry in document["removed"]][1:] == ["vit1.onnx"]
     assert [entry["model"] for entry in document["entries"]] == ["vit2.onnx"]
-    assert run("prune", "--max-gb", "0", "--cache-dir", folder).stdout == f"removed 1 of 1, 1 MB; 0 MB stay in {folder}\n"
+    assert_mentions(run("prune", "--max-gb", "0", "--cache-dir", folder).stdout, 1, "1 MB", "0 MB", folder)
 
 
+@pytest.mark.unit
 def test_what_somebody_else_has_put_there_is_listed_as_damaged(folder: Path):
     for number, text in enumerate(
         ('{"format": 1, "kind": 5, "model": [1], "key": {"GPU": 5}, "files": {"a": [1, "b"]}}', "[]", '{"format": 1}')
@@ -80,10 +88,11 @@ def test_what_somebody_else_has_put_there_is_listed_as_damaged(folder: Path):
         entry.mkdir()
         (entry / "entry.json").write_text(text)
     (folder / "tensorrt" / "notes").mkdir()
-    assert run("list", "--cache-dir", folder).stdout.count("damaged") == 3
+    assert len(re.findall(r"\bdamaged\b", run("list", "--cache-dir", folder).stdout)) == 3
     assert [entry["state"] for entry in document_of(run("prune", "--json", "--cache-dir", folder))["removed"]] == ["damaged"] * 3
 
 
+@pytest.mark.unit
 def test_pruning_what_cannot_be_locked_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
     fcntl = pytest.importorskip("fcntl")
 
@@ -92,13 +101,14 @@ def test_pruning_what_cannot_be_locked_says_so(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(fcntl, "flock", flock)
     message = failed(run("prune", "--max-gb", "0", "--cache-dir", folder), 4)
-    assert message.startswith(f"the cache folder {folder} lies on a file system that gives no locks (No locks available), and not all")
-    assert run("list", "--cache-dir", folder).stdout.count("engine") == 2
+    assert_mentions(message, folder, "No locks available")
+    assert [entry["kind"] for entry in document_of(run("list", "--json", "--cache-dir", folder))["entries"]] == ["engine"] * 2
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("most", ["nan", "inf"])
 def test_a_size_that_is_no_number_is_refused(most: str, folder: Path):
-    assert failed(run("prune", "--max-gb", most, "--cache-dir", folder), 2) == f"got --max-gb {most}, expected a finite number"
+    assert_mentions(failed(run("prune", "--max-gb", most, "--cache-dir", folder), 2), "--max-gb", most)
 
 
 def test_warming_for_tensorrt_without_it_says_what_the_doctor_says(tiny_model: Path, tmp_path: Path):
@@ -106,7 +116,7 @@ def test_warming_for_tensorrt_without_it_says_what_the_doctor_says(tiny_model: P
     if answer.works:
         pytest.skip("TensorRT works here")
     message = failed(run("warm", tiny_model, "--cache-dir", tmp_path), 4)
-    assert message == f"provider 'tensorrt' does not run here: {answer.reason}; {answer.remedy}"
+    assert_mentions(message, "'tensorrt'", answer.reason, answer.remedy)
     document = document_of(run("warm", tiny_model, "--cache-dir", tmp_path, "--json"), 4)
     assert document == {"error": message, "exit_code": 4}
     assert list(tmp_path.iterdir()) == []
@@ -118,7 +128,7 @@ def test_warming_for_openvino_compiles_into_the_folder_that_is_named(
     pytest.importorskip("openvino")
     monkeypatch.delenv("VIT_DEPLOY_CACHE", raising=False)
     arguments = ["warm", tiny_openvino_fp32, "--provider", "openvino"]
-    assert "use --cache-dir" in failed(run(*arguments), 2)
+    assert_mentions(failed(run(*arguments), 2), "--cache-dir")
     document = document_of(run(*arguments, "--cache-dir", tmp_path / "cache", "--json"))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [
         entry.path.name for entry in EngineCache(tmp_path / "cache").entries()
@@ -132,12 +142,12 @@ def test_warming_for_openvino_compiles_into_the_folder_that_is_named(
 
 @pytest.mark.parametrize("provider", ["cpu", "cuda", "auto"])
 def test_only_what_compiles_can_be_warmed(provider: str, tiny_model: Path):
-    message = failed(run("warm", tiny_model, "--provider", provider), 2)
-    assert message == f"got provider {provider!r}, expected tensorrt or openvino, which keep what they compile"
+    assert_mentions(failed(run("warm", tiny_model, "--provider", provider), 2), repr(provider), "tensorrt", "openvino")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("command", [(), ("list",), ("warm",), ("prune",)])
 def test_help_has_an_example(command: tuple[str, ...]):
     result = run(*command, "--help")
     assert result.exit_code == 0
-    assert "Example: vit-cache" in result.stdout
+    assert result.stdout.count(" ".join(["vit-cache", *command])) >= 2  # in the usage line and in the example

@@ -7,68 +7,72 @@ from typing import Any
 import onnx
 import onnx.parser
 import pytest
-from helpers import document_of, run, with_manifest
+from helpers import assert_mentions, document_of, run, with_manifest
 
 from vit_runtime.manifest import Manifest, read_manifest
+
+
+def labeled_lines(report: str) -> dict[str, str]:
+    """The lines of a report by the label in their first column; lines without a label continue the one before and are left out."""
+    return {line[:8].strip(): line for line in report.splitlines() if line[:1] not in ("", " ")}
 
 
 def test_info_says_what_is_in_a_file(tiny_model: Path):
     result = run("vit-info", tiny_model)
     assert result.exit_code == 0
-    for words in (
-        "custom, 0.0 M parameters, patch 8, pool cls",
-        "random, seed 0",
-        "pixel_values float32 (batch, 3, 32, 32)",
-        "RGB, resize to 32x32 (bilinear), / 255, mean 0.5, std 0.5\n",
-        "logits float32 (batch, 10): unnormalised score",
-        "10: ant, bee, cat, dog, eel ...",
-        "opset 18, target portable, precision fp32",
-        "LayerNormalization 5",
-        "48 golden images, at most 4x (rms) and 16x (largest) PyTorch's own float32 error",
-    ):
-        assert words in result.stdout
+    lines = labeled_lines(result.stdout)
+    assert_mentions(lines["model"], "0.0 M", 8, "cls")
+    assert_mentions(lines["weights"], "random", 0)
+    assert_mentions(lines["input"], "pixel_values float32 (batch, 3, 32, 32)")
+    assert_mentions(lines["images"], "RGB", "32x32", "bilinear", "255", "mean 0.5", "std 0.5")
+    assert_mentions(lines["output"], "logits float32 (batch, 10)")
+    assert_mentions(lines["labels"], 10, "ant, bee, cat, dog, eel")
+    assert_mentions(lines["graph"], 18, "portable", "fp32")
+    assert_mentions(lines["ops"], "LayerNormalization 5")
+    assert_mentions(lines["parity"], 48, "4x", "16x")
 
 
 @pytest.mark.parametrize(
-    ("fixture", "words"),
+    ("fixture", "line", "fact"),
     [
-        ("tiny_external", "with tiny.onnx.data"),
-        ("tiny_unverified", "not verified: exported with --no-verify"),
-        ("tiny_embedder", "labels   none, as there are no classes\n"),
-        ("tiny_clip", "labels   none, as there are no classes\n"),
-        ("tiny_clip", "logits float32 (batch, 24): image representation in the space that images and texts share, not normalised"),
-        ("tiny_projected", "labels   none\n"),
-        ("tiny_projected", "tokens float32 (batch, 65, 64)"),
+        ("tiny_external", "file", "tiny.onnx.data"),
+        ("tiny_unverified", "parity", "--no-verify"),
+        ("tiny_embedder", "labels", "classes"),
+        ("tiny_clip", "labels", "classes"),
+        ("tiny_clip", "output", "logits float32 (batch, 24)"),
+        ("tiny_projected", "labels", "none"),
+        ("tiny_projected", "", "tokens float32 (batch, 65, 64)"),
     ],
 )
-def test_info_of_other_files(fixture: str, words: str, request: pytest.FixtureRequest):
+def test_info_of_other_files(fixture: str, line: str, fact: str, request: pytest.FixtureRequest):
     result = run("vit-info", request.getfixturevalue(fixture))
     assert result.exit_code == 0
-    assert words in result.stdout
+    assert any(fact in text for text in result.stdout.splitlines() if text[:8].strip() == line)
 
 
 def test_info_of_a_reduced_file_says_how_near_it_is_to_pytorch(tiny_int8: Path):
     result = run("vit-info", tiny_int8)
     assert result.exit_code == 0
-    assert "graph    opset 20, target cpu, precision int8, " in result.stdout
-    assert "/ 255, mean 0.5, std 0.5 in the graph\n" in result.stdout
-    assert "parity   48 golden images; at export:\n" in result.stdout
-    assert "accuracy 24 generated images on cpu, against PyTorch's float32:\n" in result.stdout
+    lines = labeled_lines(result.stdout)
+    assert_mentions(lines["graph"], 20, "cpu", "int8")
+    assert_mentions(lines["images"], "255", "mean 0.5", "std 0.5", "graph")  # the normalization is part of the graph
+    assert_mentions(lines["parity"], 48)
+    assert_mentions(lines["accuracy"], 24, "cpu")
     manifest = read_manifest(tiny_int8)[0]
     assert manifest.parity is not None
     assert manifest.accuracy is not None
-    lines = [line.split() for line in result.stdout.splitlines()]
+    rows = [line.split() for line in result.stdout.splitlines()]
     for measured in manifest.parity.measured:
         assert measured.nearness is not None
-        row = next(row for row in lines if row[:5] == ["cpu", measured.output, str(measured.batch_size), "32x32", measured.inputs])
+        row = next(row for row in rows if row[:5] == ["cpu", measured.output, str(measured.batch_size), "32x32", measured.inputs])
         golden = measured.inputs == "golden"  # others have no limit of their mean
         assert (row[5], row[7]) == (f"{measured.nearness.cosine:.5f}", f"{measured.nearness.cosine_mean:.5f}")
         assert len(row) == (8 + golden) + (2 if measured.output == "logits" else 0)
     found = manifest.accuracy.outputs["logits"]
     assert found.top1 is not None
-    assert ["logits", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", f"{found.top1:.1%}", f"{found.kl_mean:.1e}"] in lines
+    assert ["logits", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}", f"{found.top1:.1%}", f"{found.kl_mean:.1e}"] in rows
     found = manifest.accuracy.outputs["embedding"]
-    assert ["embedding", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}"] in lines
+    assert ["embedding", f"{found.cosine_min:.5f}", f"{found.cosine_mean:.5f}"] in rows
 
 
 def test_info_names_kept_layers_pieces_of_tokens_and_photographs(tiny_int8: Path, tmp_path: Path):
@@ -79,14 +83,19 @@ def test_info_names_kept_layers_pieces_of_tokens_and_photographs(tiny_int8: Path
 
     result = run("vit-info", with_manifest(tiny_int8, tmp_path, change))
     assert result.exit_code == 0
-    assert " nodes, tokens in pieces of 9, 8\n" in result.stdout
-    assert "kept     blocks.0.mlp.fc2 in higher precision" in result.stdout
-    assert "accuracy 24 photographs on cpu" in result.stdout
+    lines = labeled_lines(result.stdout)
+    assert_mentions(lines["graph"], "9, 8")
+    assert_mentions(lines["kept"], "blocks.0.mlp.fc2")
+    assert_mentions(lines["accuracy"], 24, "photographs", "cpu")
 
 
 def test_info_of_a_float32_file_names_neither(tiny_model: Path):
     result = run("vit-info", tiny_model)
-    assert not re.search(r"^(kept|accuracy) |pieces of|in the graph", result.stdout, re.MULTILINE)
+    assert result.exit_code == 0
+    lines = labeled_lines(result.stdout)
+    assert not {"kept", "accuracy"} & lines.keys()
+    assert not re.search(r"\b\d+, \d", lines["graph"])  # no sizes of chunks of tokens
+    assert "graph" not in lines["images"]
 
 
 def test_info_shows_the_ops_before_and_after_each_pass(tiny_int8: Path):
@@ -95,7 +104,7 @@ def test_info_shows_the_ops_before_and_after_each_pass(tiny_int8: Path):
     assert result.exit_code == 0
     build = read_manifest(tiny_int8)[0].build
     title, header, *rows = result.stdout.splitlines()
-    assert title == f"{tiny_int8}, opset 20, target cpu, int8"
+    assert_mentions(title, tiny_int8, 20, "cpu", "int8")
     count = len(build["passes"])
     assert header.split() == ["traced", *(str(number) for number in range(1, count + 1))]
     assert rows[-count:] == [f"  {number}  {step['name']}" for number, step in enumerate(build["passes"], start=1)]
@@ -117,9 +126,9 @@ def test_info_shows_errors_of_passes_where_they_were_measured(tiny_int8: Path, t
         document["build"]["passes"][0]["floors"] = 1.234
         document["build"]["passes"][-1]["floors"] = 40
 
-    assert "error, floors" not in run("vit-info", tiny_int8, "--graph").stdout
+    assert "floors" not in run("vit-info", tiny_int8, "--graph").stdout
     result = run("vit-info", with_manifest(tiny_int8, tmp_path, change), "--graph")
-    assert re.search(r"^  error, floors +1\.23 +40\.00$", result.stdout, re.MULTILINE)
+    assert re.search(r"floors +1\.23 +40\.00$", result.stdout, re.MULTILINE)
 
 
 def test_info_shows_the_graph_of_a_file_whose_passes_were_left_out(tiny_model: Path, tmp_path: Path):
@@ -176,7 +185,8 @@ def test_info_gives_the_whole_manifest_as_data(tiny_model: Path, tiny_manifest: 
 def test_check_passes_a_file_that_tensorrt_can_take(tiny_model: Path):
     result = run("vit-info", tiny_model, "--check", "tensorrt")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == f"{tiny_model}: nothing in it that TensorRT cannot take\n"
+    assert result.stdout.count("\n") == 1
+    assert_mentions(result.stdout, tiny_model, "TensorRT")
     document = document_of(run("vit-info", tiny_model, "--check", "tensorrt", "--json"))
     assert document == {"model": str(tiny_model), "check": "tensorrt", "ok": True, "problems": []}
 
@@ -185,8 +195,8 @@ def test_check_fails_with_a_line_for_each_problem(tiny_int8: Path):
     result = run("vit-info", tiny_int8, "--check", "tensorrt")
     assert result.exit_code == 1
     title, *lines = result.stdout.splitlines()
-    assert title == f"{tiny_int8}: TensorRT cannot take it"
-    assert lines[0].startswith("  target cpu: the file was made for another engine")
+    assert_mentions(title, tiny_int8, "TensorRT")
+    assert_mentions(lines[0], "target cpu", "vit-export --target tensorrt")
     assert any("12 x MatMulInteger (" in line for line in lines)
     document = document_of(run("vit-info", tiny_int8, "--check", "tensorrt", "--json"), 1)
     assert not document["ok"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import document_of, failed, run, run_apart
+from helpers import assert_mentions, document_of, failed, run, run_apart
 
 import vit_runtime as vit
 from vit_runtime.manifest import Manifest
@@ -85,20 +85,20 @@ def test_predict_writes_the_file_under_the_name_that_was_given(tiny_model: Path,
 
 
 def test_a_file_without_logits_is_for_embeddings(tiny_embedder: Path, images: Path, tmp_path: Path):
-    words = failed(run("vit-predict", tiny_embedder, images), 2)
-    assert "has outputs embedding and no logits to classify with; --embeddings out.npz writes its embeddings" in words
+    message = failed(run("vit-predict", tiny_embedder, images), 2)
+    assert_mentions(message, tiny_embedder, "embedding", "logits", "--embeddings out.npz")
     document = document_of(run("vit-predict", tiny_embedder, images, "--embeddings", tmp_path / "out.npz", "--json"))
     assert [entry["predictions"] for entry in document["images"]] == [[]] * 5
     assert np.load(tmp_path / "out.npz")["embeddings"].shape == (5, 32)
-    words = failed(run("vit-predict", tiny_embedder, images, "--embeddings", tmp_path / "out.npz", "--csv", tmp_path / "out.csv"), 2)
-    assert "no logits to classify with; leave --csv out" in words
+    message = failed(run("vit-predict", tiny_embedder, images, "--embeddings", tmp_path / "out.npz", "--csv", tmp_path / "out.csv"), 2)
+    assert_mentions(message, tiny_embedder, "logits", "--csv")
 
 
 def test_a_file_whose_head_projects_has_no_classes_and_is_for_embeddings(tiny_clip: Path, images: Path, tmp_path: Path):
-    words = failed(run("vit-predict", tiny_clip, images), 2)
-    assert words.startswith(f"{tiny_clip} has no classes: its head projects images into a space that they share with texts; --embeddings ")
-    words = failed(run("vit-predict", tiny_clip, images, "--embeddings", tmp_path / "out.npz", "--csv", tmp_path / "out.csv"), 2)
-    assert words.endswith("; leave --csv out")
+    message = failed(run("vit-predict", tiny_clip, images), 2)
+    assert_mentions(message, tiny_clip, "classes", "projects", "--embeddings")
+    message = failed(run("vit-predict", tiny_clip, images, "--embeddings", tmp_path / "out.npz", "--csv", tmp_path / "out.csv"), 2)
+    assert_mentions(message, tiny_clip, "classes", "--csv")
     assert not list(tmp_path.glob("out.*"))
     result = run("vit-predict", tiny_clip, images, "--embeddings", tmp_path / "out.npz")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -111,29 +111,29 @@ def test_a_file_whose_head_projects_has_no_classes_and_is_for_embeddings(tiny_cl
 
 
 def test_a_file_without_an_embedding_has_none_to_write(tiny_projected: Path, images: Path, tmp_path: Path):
-    words = failed(run("vit-predict", tiny_projected, images, "--embeddings", tmp_path / "out.npz"), 2)
-    assert "has outputs logits, tokens and no embedding to write; export it with --outputs embedding" in words
+    message = failed(run("vit-predict", tiny_projected, images, "--embeddings", tmp_path / "out.npz"), 2)
+    assert_mentions(message, tiny_projected, "logits, tokens", "--outputs embedding")
 
 
 @pytest.mark.parametrize("option", ["--csv", "--embeddings"])
 def test_a_place_that_cannot_be_written_is_told_before_and_a_full_disk_after(option: str, tiny_model: Path, images: Path, tmp_path: Path):
-    words = failed(run("vit-predict", tiny_model, images, option, tmp_path / "no" / "out"), 2)
-    assert f"{option} {tmp_path}/no/out: the folder {tmp_path}/no does not exist" in words
+    message = failed(run("vit-predict", tiny_model, images, option, tmp_path / "no" / "out"), 2)
+    assert_mentions(message, option, tmp_path / "no" / "out", f"mkdir -p {tmp_path / 'no'}")
     if Path("/dev/full").exists():
         result = run("vit-predict", tiny_model, images, option, "/dev/full")
         assert result.exit_code == 4
-        assert "error: /dev/full cannot be written (No space left on device)" in result.stderr
+        assert_mentions(result.stderr, "error", "/dev/full", "No space left on device")
 
 
 def test_images_that_are_missing_or_broken_are_told_apart(tiny_model: Path, images: Path, tmp_path: Path):
-    assert "which does not exist" in failed(run("vit-predict", tiny_model, images / "no.png"), 2)
-    assert "matches nothing" in failed(run("vit-predict", tiny_model, images / "*.tiff"), 2)
+    assert_mentions(failed(run("vit-predict", tiny_model, images / "no.png"), 2), images / "no.png", "path")
+    assert_mentions(failed(run("vit-predict", tiny_model, images / "*.tiff"), 2), images / "*.tiff", "pattern")
     (tmp_path / "empty").mkdir()
-    assert "without images" in failed(run("vit-predict", tiny_model, tmp_path / "empty"), 2)
-    assert "not an image" in failed(run("vit-predict", tiny_model, images / "notes.txt"), 3)
+    assert_mentions(failed(run("vit-predict", tiny_model, tmp_path / "empty"), 2), tmp_path / "empty", "folder", ".jpg .jpeg")
+    assert_mentions(failed(run("vit-predict", tiny_model, images / "notes.txt"), 3), images / "notes.txt", "JPEG, PNG")
     cut = images / "cut.png"
     cut.write_bytes((images / "a.png").read_bytes()[:500])
-    assert "cut.png" in failed(run("vit-predict", tiny_model, cut), 3)
+    assert_mentions(failed(run("vit-predict", tiny_model, cut), 3), cut, "truncated")  # Pillow's own word
 
 
 def test_a_broken_image_is_named_and_the_others_go_on(tiny_model: Path, images: Path, tmp_path: Path):
@@ -150,7 +150,7 @@ def test_a_broken_image_is_named_and_the_others_go_on(tiny_model: Path, images: 
 
 def test_a_network_that_gives_nan_is_an_error_and_no_prediction(edited: Callable[[float], Path], images: Path):
     path = edited(float("nan"))
-    assert "NaN or Inf" in failed(run("vit-predict", path, images), 1)
+    assert_mentions(failed(run("vit-predict", path, images), 1), "NaN", "Inf")
     assert document_of(run("vit-predict", path, images, "--json"), 1)["exit_code"] == 1
 
 

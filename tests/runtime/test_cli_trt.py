@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import onnx
 import pytest
 from click.testing import Result
-from helpers import MODULES, copied, document_of, failed, run, run_apart
+from helpers import MODULES, assert_mentions, copied, document_of, failed, one_line, run, run_apart
 from onnx import TensorProto
 from onnx.helper import make_node as node
 from onnx_graphs import FP8, HALF, graph, product, quantized, tensor
@@ -23,7 +24,7 @@ from vit_runtime.errors import InputError, MachineError
 from vit_runtime.manifest import read_manifest
 from vit_runtime.onnx_file import read_graph
 from vit_runtime.tensorrt import build, engine
-from vit_runtime.tensorrt.compilers import COMPILERS, RTX, TENSORRT
+from vit_runtime.tensorrt.compilers import COMPILERS, RTX, TENSORRT, is_there
 
 STAND_IN = """
 import json
@@ -128,17 +129,18 @@ def test_it_builds_and_says_what_was_fused(tiny_model: Path, tmp_path: Path):
     result = trt(tiny_model, "--out", out)
     assert (result.exit_code, result.stderr) == (0, "")
     assert contents(tmp_path) == {"tiny.engine"}
-    assert f"engine   {out}\n" in result.stdout
-    assert f"size     {out.stat().st_size / 1e6:.1f} MB\n" in result.stdout
-    assert "for      SM 89, batch 1 to 32, best at 8, fp32\n" in result.stdout
-    assert "with tensorrt-rtx 1." in result.stdout
-    assert "MatMul + Add + Div + Erf + Add + Mul + Mul" in result.stdout  # GELU went into the product before it
-    assert "blocks.0.mlp.fc1/MatMul" in result.stdout
+    lines = {line[:8].strip(): line for line in result.stdout.splitlines()}
+    assert_mentions(lines["engine"], out)
+    assert_mentions(lines["size"], f"{out.stat().st_size / 1e6:.1f} MB")
+    assert_mentions(lines["for"], "SM 89", 1, 32, 8, "fp32")
+    assert re.search(r"\btensorrt-rtx 1\.", lines["built"])
+    # GELU is fused with the matrix multiplication before it.
+    assert_mentions(result.stdout, "MatMul + Add + Div + Erf + Add + Mul + Mul", "blocks.0.mlp.fc1/MatMul")
 
 
 def test_without_a_gpu_s_name_tensorrt_rtx_builds_for_every_one(tiny_model: Path):
-    assert "for      every RTX GPU from Ampere on, batch 1 to 32" in run("vit-trt", tiny_model).stdout
-    assert document_of(run("vit-trt", tiny_model, "--json"))["sm"] is None
+    document = document_of(run("vit-trt", tiny_model, "--json"))
+    assert (document["compiler"], document["sm"], document["profile"]) == ("tensorrt-rtx", None, {"min": 1, "opt": 8, "max": 32})
 
 
 def test_as_data_it_has_every_layer_with_the_nodes_of_the_file(tiny_model: Path):
@@ -157,7 +159,9 @@ def test_as_data_it_has_every_layer_with_the_nodes_of_the_file(tiny_model: Path)
 
 def test_without_out_nothing_is_written(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert "not kept" in trt(tiny_model).stdout
+    result = trt(tiny_model)
+    assert result.exit_code == 0
+    assert_mentions(result.stdout, "--out")
     assert contents(tmp_path) == set()
 
 
@@ -166,10 +170,9 @@ def test_weights_beside_the_file_are_found(tiny_external: Path):
 
 
 def test_the_profile_stands_in_the_engine(tiny_model: Path, tmp_path: Path):
-    """A wider one makes another engine, the same one the same bytes in number."""
-    sizes = [document_of(trt(tiny_model, "--json", "--batch", batch))["size"] for batch in ("1,1,1", "1,1,1", "1,8,32")]
-    assert sizes[0] == sizes[1]
-    assert sizes[0] != sizes[2]
+    """A wider one makes an engine of another size."""
+    narrow, wide = (document_of(trt(tiny_model, "--json", "--batch", batch))["size"] for batch in ("1,1,1", "1,8,32"))
+    assert narrow != wide
 
 
 def test_options_reach_the_compiler(tiny_model: Path, tensorrt: Path):
@@ -193,8 +196,7 @@ def test_a_file_of_fixed_batch_has_no_profile(tmp_path: Path):
     path = saved(graph([node("Relu", ["x"], ["y"])], sizes=(4, 16, 32)), tmp_path)
     document = document_of(trt(path, "--json"))
     assert (document["profile"], document["precision"]) == (None, None)
-    assert "its fixed batch, the precision of the file" in trt(path).stdout
-    assert "whose batch is fixed to 4; leave --batch out" in failed(trt(path, "--batch", "4,4,4"), 2)
+    assert_mentions(failed(trt(path, "--batch", "4,4,4"), 2), path, 4, "--batch")
 
 
 def test_a_free_image_size_is_built_for_the_default_one(tiny_model: Path, tmp_path: Path):
@@ -212,11 +214,6 @@ def test_a_free_image_size_is_built_for_the_default_one(tiny_model: Path, tmp_pa
     assert document_of(trt(path, "--json"))["profile"] == {"min": 1, "opt": 8, "max": 32}
 
 
-def test_quiet_prints_nothing(tiny_model: Path):
-    result = trt(tiny_model, "-q")
-    assert (result.exit_code, result.output) == (0, "")
-
-
 def test_somebody_who_watches_sees_how_far_it_is(tiny_model: Path):
     ours, theirs = os.openpty()
     code = f"from {MODULES['vit-trt']} import main; main(prog_name='vit-trt')"
@@ -227,13 +224,9 @@ def test_somebody_who_watches_sees_how_far_it_is(tiny_model: Path):
         while piece := os.read(ours, 1 << 16):
             shown += piece
     os.close(ours)
-    assert b"building: Building engine 0/" in shown
+    assert b"Building engine 0/" in shown  # the compiler's own name for its first phase
     assert shown.endswith(b"\r\x1b[K")  # and nothing of it stays
-    assert b"building" not in done.stdout
-
-
-def test_help_has_an_example():
-    assert "Example: vit-trt vit.onnx" in run("vit-trt", "--help").stdout
+    assert b"Building" not in done.stdout
 
 
 def test_what_the_compiler_prints_stays_out_of_stdout(tmp_path: Path):
@@ -251,7 +244,7 @@ def test_what_the_compiler_prints_stays_out_of_stdout(tmp_path: Path):
 def test_an_engine_is_replaced_only_when_forced(tiny_model: Path, tmp_path: Path):
     out = tmp_path / "tiny.engine"
     out.write_text("mine")
-    assert failed(trt(tiny_model, "--out", out), 2) == f"{out} exists; --force replaces it"
+    assert_mentions(failed(trt(tiny_model, "--out", out), 2), out, "--force")
     assert out.read_text() == "mine"
     assert trt(tiny_model, "--out", out, "--force").exit_code == 0
     assert out.read_bytes()[1:4] == b"trt"
@@ -267,21 +260,23 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path):
 
 
 def test_places_that_cannot_be_are_refused_before_the_build(tiny_model: Path, tmp_path: Path):
-    assert "is a folder" in failed(trt(tiny_model, "--out", tmp_path), 2)
-    assert "does not exist; make it with `mkdir -p " in failed(trt(tiny_model, "--out", tmp_path / "no" / "x.engine"), 2)
+    assert_mentions(failed(trt(tiny_model, "--out", tmp_path), 2), "--out", tmp_path, f"--out {tmp_path / 'tiny.engine'}")
+    assert_mentions(failed(trt(tiny_model, "--out", tmp_path / "no" / "x.engine"), 2), "--out", f"mkdir -p {tmp_path / 'no'}")
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file" / "x.engine", tmp_path / "file" / "deep" / "x.engine"):
-        assert failed(trt(tiny_model, "--out", out), 2) == f"--out {out}: {tmp_path / 'file'} is no folder; choose another place"
-    assert "is a pipe or device" in failed(trt(tiny_model, "--out", os.devnull, "--force"), 2)
-    model = shutil.copy(tiny_model, tmp_path / "model")
-    assert "is the model itself" in failed(trt(Path(model), "--out", Path(model), "--force"), 2)
+        message = failed(trt(tiny_model, "--out", out), 2)
+        assert_mentions(message, "--out", out, tmp_path / "file")
+        assert "mkdir" not in message
+    assert_mentions(failed(trt(tiny_model, "--out", os.devnull, "--force"), 2), "--out", os.devnull, "device")
+    model = Path(shutil.copy(tiny_model, tmp_path / "model"))
+    assert_mentions(failed(trt(model, "--out", model, "--force"), 2), "--out", model, model.with_suffix(".engine"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 def test_a_full_disk_is_one_line(tiny_model: Path, tmp_path: Path):
     out = tmp_path / "tiny.engine"
     (tmp_path / f".tiny.engine.{os.getpid()}").symlink_to("/dev/full")
-    assert "No space left on device" in failed(trt(tiny_model, "--out", out), 4)
+    assert_mentions(failed(trt(tiny_model, "--out", out), 4), "No space left on device")
     assert contents(tmp_path) == set()
 
 
@@ -289,35 +284,34 @@ def test_a_full_disk_is_one_line(tiny_model: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("batch", "words"),
+    ("batch", "facts"),
     [
-        ("4,2,8", "expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX"),
-        ("8,8,1", "expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX"),
-        ("0,1,2", "at least 1"),
-        ("1,8", "expected three numbers MIN,OPT,MAX"),
-        ("8", "expected three numbers MIN,OPT,MAX"),
-        ("a,b,c", "whole numbers"),
-        ("1,8,1000000", "expected at most 699050: TensorRT's tensors hold"),
+        ("4,2,8", ("4,2,8", "1 <= MIN <= OPT <= MAX")),
+        ("8,8,1", ("8,8,1", "1 <= MIN <= OPT <= MAX")),
+        ("0,1,2", ("--batch", "'0,1,2'", 1)),
+        ("1,8", ("--batch", "'1,8'", "MIN,OPT,MAX")),
+        ("8", ("--batch", "'8'", "MIN,OPT,MAX")),
+        ("a,b,c", ("--batch", "'a,b,c'")),
+        ("1,8,1000000", ("1,8,1000000", 699050, 2147483647)),
     ],
 )
-def test_wrong_batch_sizes_are_refused(batch: str, words: str, tiny_model: Path):
-    assert words in failed(trt(tiny_model, "--batch", batch), 2)
+def test_wrong_batch_sizes_are_refused(batch: str, facts: tuple[object, ...], tiny_model: Path):
+    assert_mentions(failed(trt(tiny_model, "--batch", batch), 2), *facts)
 
 
 def test_a_free_size_that_is_no_batch_is_refused(tmp_path: Path):
     path = saved(graph([node("Relu", ["x"], ["y"])], sizes=("batch", "tokens", 32)), tmp_path)
-    assert "input x has free sizes other than its batch (tokens)" in failed(trt(path), 3)
+    assert_mentions(failed(trt(path), 3), path, "x", "tokens")
 
 
 def test_an_sm_that_is_not_built_for_is_refused_with_those_that_are(tiny_model: Path):
-    assert failed(trt(tiny_model, sm=90), 2).endswith("builds for: 75, 80, 86, 89, 120, 121")
+    assert_mentions(failed(trt(tiny_model, sm=90), 2), 90, "75, 80, 86, 89, 120, 121")
 
 
 def test_without_a_compiler_both_are_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine, "is_there", lambda compiler: False)
-    message = failed(run("vit-trt", tiny_model), 4)
-    assert all(compiler.install in message for compiler in COMPILERS)
-    assert RTX.install in failed(trt(tiny_model), 4)
+    assert_mentions(failed(run("vit-trt", tiny_model), 4), *(compiler.install for compiler in COMPILERS))
+    assert_mentions(failed(trt(tiny_model), 4), RTX.install)
 
 
 def test_what_the_linter_finds_is_told_where_no_compiler_is(tiny_int8: Path, monkeypatch: pytest.MonkeyPatch):
@@ -330,7 +324,7 @@ def test_a_compiler_that_does_not_load_is_the_machine_s_fault(tiny_model: Path, 
     (tmp_path / "tensorrt_rtx" / "__init__.py").write_text("raise ImportError('libtensorrt_rtx.so.1: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(tmp_path)
     message = failed(trt(tiny_model), 4)
-    assert message.startswith("tensorrt-rtx does not load (libtensorrt_rtx.so.1: cannot open shared object file); run: pip uninstall")
+    assert_mentions(message, "tensorrt-rtx", "libtensorrt_rtx.so.1: cannot open shared object file", "pip uninstall")
 
 
 def test_tensorrt_without_a_gpu_is_told_as_it_tells(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -338,8 +332,7 @@ def test_tensorrt_without_a_gpu_is_told_as_it_tells(tiny_model: Path, tmp_path: 
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt" / "__init__.py").write_text(NO_GPU)
     monkeypatch.syspath_prepend(tmp_path)
-    message = failed(run("vit-trt", tiny_model), 4)
-    assert message.startswith("tensorrt builds for the GPU that is here, and none can be used (CUDA error 35)")
+    assert_mentions(failed(run("vit-trt", tiny_model), 4), "tensorrt", "CUDA error 35", "--sm")
 
 
 NO_GPU = """
@@ -365,12 +358,13 @@ def test_timings_are_kept_for_the_next_build(tiny_model: Path, tmp_path: Path, t
 def test_what_is_no_timing_cache_is_not_blamed_on_the_model(tiny_model: Path, tmp_path: Path, tensorrt: Path):
     cache = tmp_path / "timing.cache"
     cache.write_text("mine")
-    said = f"{cache} is no timing cache of this TensorRT and this GPU; delete it, or choose another file"
-    assert failed(run("vit-trt", tiny_model, "--timing-cache", cache), 2) == said
+    message = failed(run("vit-trt", tiny_model, "--timing-cache", cache), 2)
+    assert_mentions(message, cache, "timing cache")
+    assert str(tiny_model) not in message
     assert cache.read_text() == "mine"
     cache.unlink()
     cache.mkdir()
-    assert failed(run("vit-trt", tiny_model, "--timing-cache", cache), 2).startswith(f"{cache} cannot be read (Is a directory)")
+    assert_mentions(failed(run("vit-trt", tiny_model, "--timing-cache", cache), 2), cache, "Is a directory")
 
 
 def test_inside_of_an_onnx_file_its_engine_is_for_its_own_provider(tiny_model: Path, tmp_path: Path, tensorrt: Path):
@@ -381,13 +375,13 @@ def test_inside_of_an_onnx_file_its_engine_is_for_its_own_provider(tiny_model: P
 
 
 def test_a_timing_cache_is_for_tensorrt_only(tiny_model: Path, tmp_path: Path):
-    assert "times nothing while it builds" in failed(trt(tiny_model, "--timing-cache", tmp_path / "t.cache"), 2)
+    assert_mentions(failed(trt(tiny_model, "--timing-cache", tmp_path / "t.cache"), 2), "tensorrt-rtx", "--timing-cache")
 
 
 def test_too_small_a_workspace_is_told(tmp_path: Path, tiny_model: Path):
     """Nothing of a tiny network needs more than a MiB but a large batch."""
     result = trt(tiny_model, "--workspace", "1", "--batch", "4096,4096,4096")
-    assert "give more with --workspace" in failed(result, 2)
+    assert_mentions(failed(result, 2), tiny_model, "--workspace")
 
 
 # --- files that cannot be taken
@@ -396,7 +390,7 @@ def test_too_small_a_workspace_is_told(tmp_path: Path, tiny_model: Path):
 def test_what_is_no_whole_model_is_refused(tiny_model: Path, tmp_path: Path):
     built = tmp_path / "tiny.engine"
     assert trt(tiny_model, "--out", built).exit_code == 0
-    assert "is an engine that was built already" in failed(trt(built), 3)
+    assert_mentions(failed(trt(built), 3), built, "engine")
     for name, content in (("cut", tiny_model.read_bytes()[:-2000]), ("garbage", os.urandom(5000)), ("empty", b"")):
         (tmp_path / name).write_bytes(content)
         failed(trt(tmp_path / name), 3)
@@ -412,8 +406,8 @@ def refusals(result: Result) -> list[str]:
 def test_the_linter_s_lines_come_one_by_one(tiny_int8: Path):
     lines = refusals(trt(tiny_int8))
     assert len(lines) >= 3
-    assert all(line.startswith(f"error: {tiny_int8}: ") for line in lines)
-    assert "target cpu" in lines[0]
+    assert all(line.startswith("error: ") and str(tiny_int8) in line for line in lines)
+    assert_mentions(lines[0], "target cpu")
     document = document_of(trt(tiny_int8, "--json"), 3)
     assert document["exit_code"] == 3
     assert document["problems"][0]["what"] == "target cpu"
@@ -423,12 +417,12 @@ def test_the_linter_s_lines_come_one_by_one(tiny_int8: Path):
 @pytest.mark.parametrize(
     ("model", "sm", "node_named", "advice"),
     [
-        (product(), 75, "MatMul (product)", "export with `--target tensorrt --precision fp16`"),
-        (product(TensorProto.BFLOAT16), 75, "the graph", "bf16 needs SM 80 or later"),
-        (quantized(FP8, weight_kind=FP8), 86, "the graph", "fp8 needs SM 89 or later"),
-        (graph([node("Foo", ["x"], ["y"], name="foo")]), 89, "Foo (foo)", "TensorRT has not this op"),
-        (graph([node("Add", ["x", "w"], ["y"], name="sum")], [tensor("w", [1.0] * 32, HALF)]), 89, "Add (sum)", "put a Cast"),
-        (graph([node("Add", ["x", "none"], ["y"])]), 89, "Add (node_of_y)", "export it with `vit-export --target tensorrt`"),
+        (product(), 75, "MatMul (product)", "--target tensorrt --precision fp16"),
+        (product(TensorProto.BFLOAT16), 75, "graph", "SM 80"),
+        (quantized(FP8, weight_kind=FP8), 86, "graph", "SM 89"),
+        (graph([node("Foo", ["x"], ["y"], name="foo")]), 89, "Foo (foo)", "op"),
+        (graph([node("Add", ["x", "w"], ["y"], name="sum")], [tensor("w", [1.0] * 32, HALF)]), 89, "Add (sum)", "Cast"),
+        (graph([node("Add", ["x", "none"], ["y"])]), 89, "Add (node_of_y)", "vit-export --target tensorrt"),
     ],
     ids=["float32 on SM 75", "bfloat16 on SM 75", "fp8 on SM 86", "no such op", "mixed types", "a value that nobody makes"],
 )  # fmt: skip
@@ -436,16 +430,15 @@ def test_what_the_compiler_refuses_names_the_node_and_what_to_change(
     model: onnx.ModelProto, sm: int, node_named: str, advice: str, tmp_path: Path
 ):
     (line,) = refusals(trt(saved(model, tmp_path), sm=sm))
-    assert f": {node_named}: tensorrt-rtx says: " in line
-    assert advice in line
+    assert_mentions(line, node_named, "tensorrt-rtx", advice)
     assert "/_src/" not in line
 
 
 def test_our_own_float32_file_is_refused_for_sm_75_and_built_for_the_others(tiny_model: Path):
     (line,) = refusals(trt(tiny_model, sm=75))
-    assert "FP32 GEMM is not supported" in line
-    for sm in (80, 86, 120, 121):
-        assert trt(tiny_model, sm=sm).exit_code == 0
+    assert_mentions(line, "FP32 GEMM", "SM 75")
+    assert trt(tiny_model, sm=80).exit_code == 0  # the oldest that it takes
+    assert trt(tiny_model, sm=121).exit_code == 0
 
 
 # --- a compiler that breaks down
@@ -460,7 +453,7 @@ def test_a_crash_of_the_compiler_is_one_line(tmp_path: Path):
     result = run_apart("vit-trt", crashing(tmp_path), "--sm", "89", "--json")
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
-    assert "tensorrt-rtx itself broke down over it (SIGSEGV" in result.stderr
+    assert_mentions(result.stderr, "tensorrt-rtx", "SIGSEGV")
     assert json.loads(result.stdout)["exit_code"] == 3
 
 
@@ -474,20 +467,21 @@ def fake(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_compiler_that_hangs_is_ended(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake(tmp_path, f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)", monkeypatch)
     message = failed(trt(tiny_model, "--timeout", "1.5"), 4)
-    assert message == "no engine within 1.5 s; give it more with --timeout, or lower --optimization-level"
+    assert_mentions(message, "1.5 s", "--timeout", "--optimization-level")
     assert not is_running(int((tmp_path / "pid").read_text()))
 
 
 def test_a_compiler_that_is_killed_is_told_to_want_memory(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake(tmp_path, "import os; os.kill(os.getpid(), 9)", monkeypatch)
-    assert "was killed while it built, most likely for want of memory" in failed(trt(tiny_model), 4)
+    assert_mentions(failed(trt(tiny_model), 4), "tensorrt-rtx", "killed", "memory")
 
 
 def test_a_compiler_that_takes_all_memory_is_ended(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake(tmp_path, "import time; time.sleep(600)", monkeypatch)
     monkeypatch.setattr(engine, "available_memory", lambda: 1 << 20)
-    with pytest.raises(MachineError, match="has left 1 MB of memory"):
+    with pytest.raises(MachineError) as error:
         build(tiny_model, sm=89)
+    assert_mentions(one_line(error), "1 MB", "memory")
 
 
 def test_an_interrupted_command_takes_the_compiler_with_it(tiny_model: Path, tmp_path: Path):
@@ -505,7 +499,7 @@ def test_an_interrupted_command_takes_the_compiler_with_it(tiny_model: Path, tmp
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     command.send_signal(signal.SIGINT)
-    assert command.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert re.fullmatch(r"error: [^\n]+\n", command.communicate(timeout=60)[1])
     assert command.returncode == 130
     assert not is_running(int((tmp_path / "pid").read_text()))
     assert contents(tmp_path) == {"tensorrt_rtx", "pid"}
@@ -524,7 +518,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.gpu
 def test_tensorrt_builds_for_the_gpu_that_is_here(tiny_model: Path, tmp_path: Path):
-    if not engine.is_there(TENSORRT):
+    if not is_there(TENSORRT):
         pytest.skip("tensorrt is not installed")
     cache = tmp_path / "timing.cache"
     for _ in range(2):  # the second time with the timings of the first
@@ -533,5 +527,6 @@ def test_tensorrt_builds_for_the_gpu_that_is_here(tiny_model: Path, tmp_path: Pa
         assert document["layers"]
         assert cache.stat().st_size > 0
     cache.write_bytes(b"no cache")
-    with pytest.raises(InputError, match="is no timing cache"):
+    with pytest.raises(InputError) as error:
         build(tiny_model, timing_cache=cache)
+    assert_mentions(one_line(error), cache, "timing cache")

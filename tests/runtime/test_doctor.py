@@ -1,14 +1,17 @@
 """What vit-doctor tells about this machine, and about installations that are broken: folders written by each test."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import assert_mentions
 
 import vit_runtime
 from vit_runtime.cli.doctor import main
@@ -18,12 +21,12 @@ from vit_runtime.threads import cpu_budget
 
 
 @pytest.fixture(scope="module")
-def diagnosis():
+def diagnosis() -> Diagnosis:
     return diagnose()
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path: Path) -> Path:
     """A folder from which vit-doctor runs, with numpy, click and pillow but no onnxruntime; the tests add to it."""
     folder = tmp_path / "site-packages"
     folder.mkdir()
@@ -36,7 +39,7 @@ def site(tmp_path):
     return folder
 
 
-def record(folder, name, version, top_level=""):
+def record(folder: Path, name: str, version: str, top_level: str = "") -> None:
     """The record that pip leaves of a package."""
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()
@@ -44,22 +47,22 @@ def record(folder, name, version, top_level=""):
     (info / "top_level.txt").write_text(f"{top_level or name}\n")
 
 
-def module(folder, name, source="Builder = OnnxParser = None"):
+def module(folder: Path, name: str, source: str = "Builder = OnnxParser = None") -> None:
     """A package that loads as TensorRT's do."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(f"{source}\n")
 
 
-def link_onnxruntime(folder):
+def link_onnxruntime(folder: Path) -> None:
     (folder / "onnxruntime").symlink_to(Path(np.__file__).parents[1] / "onnxruntime")
 
 
-def doctor(folder, *arguments):
+def doctor(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     code = f"import sys; sys.path.append({str(folder)!r}); from vit_runtime.cli.doctor import main; main(prog_name='vit-doctor')"
     return subprocess.run([sys.executable, "-I", "-S", "-c", code, *arguments], capture_output=True, text=True, timeout=120)
 
 
-def findings(document):
+def findings(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in document["findings"]}
 
 
@@ -90,26 +93,35 @@ def test_whatever_is_not_ok_says_what_to_do(diagnosis):
         assert (item.status == "ok") == (item.remedy == "")
 
 
-def test_the_command_agrees_with_the_diagnosis(diagnosis):
+@pytest.fixture
+def recorded_diagnosis(diagnosis: Diagnosis, monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
+    """The diagnosis of this machine, which the command prints without making it again."""
+    monkeypatch.setattr("vit_runtime.cli.doctor.diagnose", lambda: diagnosis)
+    return diagnosis
+
+
+def test_the_command_agrees_with_the_diagnosis(recorded_diagnosis: Diagnosis):
     answer = CliRunner().invoke(main, [])
-    assert answer.exit_code == (0 if diagnosis.ok else 4)
+    assert answer.exit_code == (0 if recorded_diagnosis.ok else 4)
     assert answer.stderr == ""
-    for item in diagnosis.everything:
-        assert f"{item.status:<8} {item.name}" in answer.stdout
+    for item in recorded_diagnosis.everything:
+        assert re.search(rf"\b{item.status} +{re.escape(item.name)}\b", answer.stdout)
 
 
-def test_json_is_one_document_and_nothing_else():
+def test_json_is_one_document_and_nothing_else(recorded_diagnosis: Diagnosis):
     answer = CliRunner().invoke(main, ["--json"])
     document = json.loads(answer.stdout)
     assert list(document) == ["ok", "machine", "findings", "providers"]
+    assert document == json.loads(json.dumps(recorded_diagnosis.to_dict()))
     assert answer.exit_code == (0 if document["ok"] else 4)
     assert answer.stderr == ""
 
 
+@pytest.mark.unit
 def test_help_has_an_example():
-    answer = CliRunner().invoke(main, ["--help"])
+    answer = CliRunner().invoke(main, ["--help"], prog_name="vit-doctor")
     assert answer.exit_code == 0
-    assert "Example: vit-doctor" in answer.stdout
+    assert answer.stdout.count("vit-doctor") >= 2  # in the usage line and in the example
 
 
 # --- what counts as failure
@@ -135,21 +147,30 @@ def test_with_onnxruntime_alone_all_is_well_and_the_extras_for_the_rest_are_name
     record(site, "onnxruntime", "1.32.0", "onnxruntime")
     answer = doctor(site)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert 'torch, onnx, onnx-ir, onnxscript, onnxsim, safetensors, ml-dtypes: run: pip install "vit-deploy[export]"' in answer.stdout
-    assert 'nncf: run: pip install "vit-deploy[quantize]"' in answer.stdout
+    extras = {
+        "export": ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "safetensors", "ml-dtypes"),
+        "quantize": ("nncf",),
+        "tensorrt": ("tensorrt",),
+        "rtx": ("tensorrt-rtx",),
+    }
+    for extra, names in extras.items():
+        command = f'pip install "vit-deploy[{extra}]"'
+        (line,) = (line for line in answer.stdout.splitlines() if command in line)
+        assert_mentions(line, *names, command)
     assert doctor(site, "-q").stdout == ""
 
 
 def test_without_onnxruntime_the_exit_code_is_4_and_the_extra_is_named(site):
-    answer = doctor(site, "--json")
-    assert (answer.returncode, answer.stderr) == (4, "")
+    answer = doctor(site, "--json", "-q")
+    assert answer.returncode == 4
     document = json.loads(answer.stdout)
     assert not document["ok"]
     assert findings(document)["onnxruntime"]["status"] == "missing"
-    assert {tried["reason"] for tried in document["providers"] if tried["name"] != "openvino"} == {"onnxruntime is not installed"}
-    quiet = doctor(site, "-q")
-    assert quiet.stdout == ""
-    assert quiet.stderr == 'cpu: onnxruntime is not installed; run: pip install "vit-deploy[cpu]" (or "vit-deploy[gpu]", never both)\n'
+    for tried in document["providers"]:
+        if tried["name"] != "openvino":
+            assert_mentions(tried["reason"], "onnxruntime")
+    assert answer.stderr.count("\n") == 1
+    assert_mentions(answer.stderr, "cpu", "onnxruntime", 'pip install "vit-deploy[cpu]"', '"vit-deploy[gpu]"')
 
 
 def test_two_onnxruntime_wheels_are_broken_and_the_remedy_is_told_once(site):
@@ -167,7 +188,8 @@ def test_a_gutted_onnxruntime_is_broken(site):
     answer = doctor(site, "--json")
     assert answer.returncode == 4
     found = findings(json.loads(answer.stdout))["onnxruntime"]
-    assert (found["status"], found["remedy"][:36]) == ("broken", "run: pip uninstall -y onnxruntime &&")
+    assert found["status"] == "broken"
+    assert_mentions(found["remedy"], "pip uninstall -y onnxruntime && pip install")
 
 
 def test_tensorrt_11_beside_onnxruntime_gpu_is_a_conflict(site):
@@ -178,38 +200,21 @@ def test_tensorrt_11_beside_onnxruntime_gpu_is_a_conflict(site):
     answer = doctor(site, "--json")
     assert answer.returncode == 4
     found = findings(json.loads(answer.stdout))["tensorrt"]
-    assert (found["status"], found["detail"]) == ("broken", "11.1.0.106 is installed, onnxruntime-gpu needs TensorRT 10")
-    assert found["remedy"] == 'run: pip uninstall -y tensorrt && pip install "tensorrt-cu13>=10.13.2,<11"'
-
-
-def test_tensorrt_11_beside_the_cpu_wheel_disturbs_nobody(site):
-    link_onnxruntime(site)
-    record(site, "onnxruntime", "1.32.0", "onnxruntime")
-    record(site, "tensorrt", "11.1.0.106")
-    module(site, "tensorrt")
-    assert doctor(site).returncode == 0
-
-
-def test_a_compiler_that_is_missing_hurts_nobody_and_its_extra_is_named(site):
-    link_onnxruntime(site)
-    record(site, "onnxruntime", "1.32.0", "onnxruntime")
-    answer = doctor(site, "--json")
-    assert answer.returncode == 0
-    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")):
-        found = findings(json.loads(answer.stdout))[name]
-        assert (found["status"], found["remedy"]) == ("missing", f'run: pip install "vit-deploy[{extra}]"')
+    assert found["status"] == "broken"
+    assert_mentions(found["detail"], "11.1.0.106", "onnxruntime-gpu", "TensorRT 10")
+    assert_mentions(found["remedy"], 'pip uninstall -y tensorrt && pip install "tensorrt-cu13>=10.13.2,<11"')
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"),
+    ("source", "fact"),
     [
         ("import ctypes; ctypes.CDLL('libnvinfer.so.99')", "libnvinfer.so.99: cannot open shared object file: No such file or directory"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV: nothing on stderr"),
-        ("", "has no attribute 'Builder'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        pytest.param("", "has no attribute 'Builder'", marks=pytest.mark.full),
     ],
     ids=["a library is missing", "it crashes", "only a folder is left"],
 )
-def test_a_compiler_that_does_not_load_is_broken(source, reason, site):
+def test_a_compiler_that_does_not_load_is_broken(source: str, fact: str, site: Path):
     link_onnxruntime(site)
     record(site, "onnxruntime", "1.32.0", "onnxruntime")
     record(site, "tensorrt_rtx", "1.7.1.116")
@@ -218,8 +223,8 @@ def test_a_compiler_that_does_not_load_is_broken(source, reason, site):
     assert (answer.returncode, answer.stderr) == (4, "")
     found = findings(json.loads(answer.stdout))["tensorrt-rtx"]
     assert found["status"] == "broken"
-    assert reason in found["detail"]
-    assert found["remedy"] == 'run: pip uninstall -y tensorrt-rtx && pip install "vit-deploy[rtx]"'
+    assert_mentions(found["detail"], fact)
+    assert_mentions(found["remedy"], 'pip uninstall -y tensorrt-rtx && pip install "vit-deploy[rtx]"')
 
 
 def test_a_compiler_that_loads_is_ok_with_its_version(diagnosis):
@@ -227,11 +232,15 @@ def test_a_compiler_that_loads_is_ok_with_its_version(diagnosis):
     assert found["tensorrt-rtx"] == Finding("tensorrt-rtx", "ok", metadata.version("tensorrt-rtx"))
 
 
-def test_a_missing_base_package_is_broken(site):
+def test_a_missing_base_package_is_broken_and_tensorrt_11_beside_the_cpu_wheel_is_not(site):
     link_onnxruntime(site)
     record(site, "onnxruntime", "1.32.0", "onnxruntime")
+    record(site, "tensorrt", "11.1.0.106")
+    module(site, "tensorrt")
     for file in (info := next(site.glob("pillow-*.dist-info"))).iterdir():
         file.unlink()
     info.rmdir()
     answer = doctor(site, "--json")
-    assert (answer.returncode, findings(json.loads(answer.stdout))["pillow"]["status"]) == (4, "broken")
+    assert answer.returncode == 4
+    found = {name: finding["status"] for name, finding in findings(json.loads(answer.stdout)).items()}
+    assert (found["pillow"], found["tensorrt"]) == ("broken", "ok")

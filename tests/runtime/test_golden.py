@@ -9,6 +9,7 @@ import pytest
 
 from vit_runtime.golden import GENERATOR, golden_images, project, projection_signs
 
+pytestmark = pytest.mark.unit
 RECIPE = Path(__file__).parents[2] / "docs" / "manifest.md"
 
 # seed, count, height, width: SHA-256 of the pixels. If one of them changes, GENERATOR needs a new name: files in the field hold records.

@@ -1,15 +1,15 @@
 """Batches, buffers and recordings of a GPU's session, run by onnxruntime where it allocates on the CPU; nothing but the device differs."""
 
 import ctypes
-import gc
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import assert_refused_after_a_fork, inputs
+from helpers import assert_mentions, assert_refused_after_a_fork, inputs, one_line
 
 import vit_runtime as vit
 from vit_runtime.errors import InputError, ModelError, ProviderError
@@ -19,8 +19,10 @@ from vit_runtime.manifest import read_manifest
 from vit_runtime.model import Model
 from vit_runtime.providers import PROVIDERS, NodePlacement, _blame, create_session
 
-# float32 sums in another order at another batch size: a few units in the last place of numbers around 1.
-SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
+
+def assert_close(actual: Any, expected: Any) -> None:
+    """The same but for float32 sums in another order at another batch size: a few units in the last place of numbers around 1."""
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def on_cpu(path: Path, provider: str = "cuda", options: GpuOptions = NOTHING_ASKED) -> Model:
@@ -45,7 +47,7 @@ def recorded(tiny_model: Path) -> Model:
 
 def test_a_batch_from_the_cpu_runs_as_ever(plain: Model, honest: Model):
     for name, values in honest.run(inputs(3)).items():
-        np.testing.assert_allclose(plain.run(inputs(3))[name], values, **SAME_BUT_FOR_ORDER)
+        assert_close(plain.run(inputs(3))[name], values)
 
 
 def test_a_batch_on_the_device_gives_the_same_as_often_as_it_is_run(plain: Model):
@@ -58,23 +60,28 @@ def test_a_batch_on_the_device_gives_the_same_as_often_as_it_is_run(plain: Model
 
 
 def test_a_batch_is_checked_before_it_is_put_on_the_device(plain: Model):
-    with pytest.raises(InputError, match="expected a numpy array of float32"):
-        plain.to_device(inputs(1).astype(np.float64))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="NaN or Inf"):
+    with pytest.raises(InputError) as error:
+        plain.to_device(inputs(1).astype(np.float64))
+    assert_mentions(one_line(error), "float64", "float32")
+    with pytest.raises(InputError) as error:
         plain.to_device(np.full((1, 3, 32, 32), np.nan, np.float32))
+    assert_mentions(one_line(error), "NaN", "Inf")
 
 
 def test_without_a_gpu_there_is_no_device_to_put_a_batch_on(honest: Model, plain: Model):
-    with pytest.raises(InputError, match="got a batch to put on a GPU for provider 'cpu'"):
+    with pytest.raises(InputError) as error:
         honest.to_device(inputs(1))
-    with pytest.raises(InputError, match="got a batch on a GPU for provider 'cpu'"):
+    assert_mentions(one_line(error), "GPU", "'cpu'", "'cuda'", "'tensorrt'")
+    with pytest.raises(InputError) as error:
         honest.run(plain.to_device(inputs(1)))
+    assert_mentions(one_line(error), "GPU", "'cpu'", "numpy", "float32")
 
 
 def test_a_batch_on_the_device_of_another_shape_is_refused(plain: Model):
     batch = replace(plain.to_device(inputs(1)), shape=(1, 3, 40, 32))
-    with pytest.raises(InputError, match=r"got pixel values of shape \(1, 3, 40, 32\)"):
+    with pytest.raises(InputError) as error:
         plain.run(batch)
+    assert_mentions(one_line(error), "(1, 3, 40, 32)", "(batch, 3, 32, 32)")
 
 
 def test_a_batch_that_cannot_be_put_on_the_device_is_one_line(tiny_model: Path):
@@ -83,8 +90,9 @@ def test_a_batch_that_cannot_be_put_on_the_device_is_one_line(tiny_model: Path):
     session = GpuSession(create_session(tiny_model, "cpu")[0], "cuda", manifest, file, NOTHING_ASKED, device="cuda")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime was built with CUDA")
-    with pytest.raises(vit.SessionError, match=r"^cuda failed on a batch of 2: .*; ask `vit-doctor`$"):
+    with pytest.raises(vit.SessionError) as error:
         Model(tiny_model, manifest, file, session, "cuda", 1).to_device(inputs(2))
+    assert_mentions(one_line(error), "cuda", 2, "vit-doctor")
 
 
 def test_after_a_fork_a_gpus_model_says_so(plain: Model):
@@ -96,9 +104,11 @@ def test_after_a_fork_a_gpus_model_says_so(plain: Model):
 def test_a_batch_can_be_written_in_place_and_run(model: str, request: pytest.FixtureRequest):
     loaded: Model = request.getfixturevalue(model)
     batch = loaded.empty(3)
-    assert (batch.shape, batch.dtype, batch.flags.c_contiguous) == ((3, 3, 32, 32), np.float32, True)
+    assert batch.shape == (3, 3, 32, 32)
+    assert batch.dtype == np.float32
+    assert batch.flags.c_contiguous
     batch[:] = inputs(3)
-    np.testing.assert_allclose(loaded.run(batch)["logits"], loaded.run(inputs(3))["logits"], **SAME_BUT_FOR_ORDER)
+    assert_close(loaded.run(batch)["logits"], loaded.run(inputs(3))["logits"])
 
 
 def test_the_placement_is_the_sessions(plain: Model, honest: Model):
@@ -125,10 +135,9 @@ def test_a_batch_beyond_the_largest_is_refused_before_it_runs(provider: str, opt
         assert len(model.run(inputs(40))["logits"]) == 40
         return
     assert len(model.run(inputs(largest))["logits"]) == largest
-    with pytest.raises(
-        InputError, match=f"got a batch of {largest + 1}, expected at most {largest}; load the model with a larger max_batch"
-    ):
+    with pytest.raises(InputError) as error:
         model.run(inputs(largest + 1))
+    assert_mentions(one_line(error), largest + 1, largest, "max_batch")
 
 
 def test_predicting_many_images_keeps_to_it(tiny_model: Path, honest: Model):
@@ -136,8 +145,9 @@ def test_predicting_many_images_keeps_to_it(tiny_model: Path, honest: Model):
     model = on_cpu(tiny_model, options=GpuOptions(max_batch=2))
     expected = [prediction.top(1)[0].name for prediction in honest.predict(images)]
     assert [prediction.top(1)[0].name for prediction in model.predict(images)] == expected
-    with pytest.raises(InputError, match="got a batch of 3, expected at most 2"):
+    with pytest.raises(InputError) as error:
         model.predict(images, batch_size=3)
+    assert_mentions(one_line(error), 3, 2, "max_batch")
 
 
 # --- recordings
@@ -150,7 +160,7 @@ def test_a_recording_gives_what_a_plain_run_gives_at_every_batch_size(recorded: 
     found = recorded.run(inputs(batch))
     for name, values in honest.run(inputs(batch)).items():
         assert found[name].shape == values.shape
-        np.testing.assert_allclose(found[name], values, **SAME_BUT_FOR_ORDER)
+        assert_close(found[name], values)
 
 
 def test_results_are_the_callers_own(recorded: Model):
@@ -181,18 +191,20 @@ def test_threads_that_share_recordings_get_their_own_answers(recorded: Model):
 
 def test_tensorrt_has_one_recording_that_every_batch_is_filled_up_to(tiny_model: Path, honest: Model):
     model = on_cpu(tiny_model, "tensorrt", GpuOptions(cuda_graph=True, max_batch=3))
-    np.testing.assert_allclose(model.run(inputs(1))["logits"], honest.run(inputs(1))["logits"], **SAME_BUT_FOR_ORDER)
+    assert_close(model.run(inputs(1))["logits"], honest.run(inputs(1))["logits"])
 
 
 def test_a_recording_reads_no_batch_of_the_callers(recorded: Model):
-    with pytest.raises(InputError, match="got a batch on the GPU for a model with cuda_graph, expected a numpy array"):
+    with pytest.raises(InputError) as error:
         recorded.run(recorded.to_device(inputs(1)))
+    assert_mentions(one_line(error), "GPU", "cuda_graph", "numpy")
 
 
 def test_a_file_of_several_sizes_is_not_recorded(tiny_model: Path):
     manifest, file = read_manifest(tiny_model)
-    with pytest.raises(InputError, match="takes images of several sizes, and a CUDA graph has one; load it without cuda_graph"):
+    with pytest.raises(InputError) as error:
         open_gpu(tiny_model, replace(manifest, multiple_of=8), file, "cuda", None, GpuOptions(cuda_graph=True))
+    assert_mentions(one_line(error), tiny_model, "sizes", "cuda_graph")
 
 
 # --- files for other engines
@@ -202,10 +214,7 @@ def test_a_file_of_several_sizes_is_not_recorded(tiny_model: Path):
 def test_a_file_for_another_engine_is_refused_by_tensorrt_before_anything_is_built(provider: str, instead: str, tiny_int8: Path):
     with pytest.raises(ModelError) as caught:
         vit.load(tiny_int8, provider)
-    message = str(caught.value)
-    assert message.startswith(f"{tiny_int8}: target cpu: the file was made for another engine")
-    assert "vit-export --target tensorrt --precision int8" in message
-    assert message.endswith(f", or use provider {instead!r}")
+    assert_mentions(one_line(caught), tiny_int8, "target cpu", "vit-export --target tensorrt --precision int8", repr(instead))
 
 
 def test_a_file_that_would_run_on_the_cpu_in_part_is_refused_unless_that_part_makes_shapes(tiny_model: Path, honest: Model):
@@ -213,12 +222,12 @@ def test_a_file_that_would_run_on_the_cpu_in_part_is_refused_unless_that_part_ma
     check_placement(tiny_model, "cuda", nodes[:2])
     with pytest.raises(ProviderError) as caught:
         check_placement(tiny_model, "cuda", [*nodes, nodes[2]])
-    said = "cuda has no kernel for MatMulInteger (2), which would run on the CPU; export it with --target cuda"
-    assert str(caught.value) == f"{tiny_model}: {said}"
-    with pytest.raises(ProviderError, match=r"LayerNormalization \("):
-        check_placement(tiny_model, "tensorrt", honest.placement())
-    with pytest.raises(ProviderError, match=r"tensorrt-rtx has no kernel for .*; export it with --target tensorrt$"):
-        check_placement(tiny_model, "tensorrt-rtx", honest.placement())
+    assert_mentions(one_line(caught), tiny_model, "cuda", "MatMulInteger (2)", "--target cuda")
+    assert "MatMul " not in one_line(caught)  # which runs on the GPU
+    for provider in ("tensorrt", "tensorrt-rtx"):
+        with pytest.raises(ProviderError) as caught:
+            check_placement(tiny_model, provider, honest.placement())
+        assert_mentions(one_line(caught), tiny_model, provider, "LayerNormalization (5)", "--target tensorrt")
 
 
 # --- sizes
@@ -232,8 +241,9 @@ def test_sizes_that_the_engine_was_not_built_for_are_refused(provider: str, tiny
     session = GpuSession(create_session(tiny_model, "cpu")[0], provider, wide, file, GpuOptions(), device="cpu")
     session.check(np.zeros((1, 3, 64, 32), np.float32))
     for size in ((72, 32), (64, 40), (24, 32)):
-        with pytest.raises(InputError, match="the TensorRT engine takes 32 x 32 to 64 x 32"):
+        with pytest.raises(InputError) as error:
             session.check(np.zeros((1, 3, *size), np.float32))
+        assert_mentions(one_line(error), f"{size[0]} x {size[1]}", "TensorRT", "32 x 32", "64 x 32")
 
 
 # --- memory
@@ -264,6 +274,7 @@ class Runtime:
         return 0
 
 
+@pytest.mark.unit
 def test_a_block_serves_the_next_array_when_nobody_holds_the_first():
     runtime = Runtime()
     memory = PageLocked(runtime, 0)
@@ -272,42 +283,39 @@ def test_a_block_serves_the_next_array_when_nobody_holds_the_first():
     address = first.ctypes.data
     part = first[1:]
     del first
-    gc.collect()
     assert memory.empty((2, 3, 4)).ctypes.data != address  # a part of it is still held
     assert (part == 7).all()
     del part
-    gc.collect()
     assert memory.empty((2, 3, 4)).ctypes.data == address
     assert len(runtime.held) == 2
 
 
+@pytest.mark.unit
 def test_of_blocks_that_nobody_uses_a_few_are_kept():
     runtime = Runtime()
     memory = PageLocked(runtime, 0)
     arrays = [memory.empty((8,)) for _ in range(KEPT_BLOCKS + 3)]
     assert len(runtime.held) == KEPT_BLOCKS + 3
     del arrays
-    gc.collect()
     assert len(runtime.held) == KEPT_BLOCKS
 
 
+@pytest.mark.unit
 def test_with_its_model_all_of_it_goes():
     """A server that loads a model anew would lose what it kept for the old one."""
     runtime = Runtime()
     memory = PageLocked(runtime, 0)
     first, second = memory.empty((8,)), memory.empty((2, 2))
     del first
-    gc.collect()
     assert len(runtime.held) == 2
     del memory
-    gc.collect()
     second[:] = 1  # whose block stays as long as somebody has it
     assert len(runtime.held) == 2
     del second
-    gc.collect()
     assert runtime.held == set()
 
 
+@pytest.mark.unit
 def test_without_page_locked_memory_arrays_are_ordinary_ones():
     full = Runtime()
     full.answer = 2  # out of memory
@@ -330,24 +338,21 @@ class OutOfMemory:
         )
 
 
-@pytest.mark.parametrize(("batch", "advice"), [(4, "; run at most 2 images together, free what"), (1, "; free what `nvidia-smi` shows")])
-def test_a_gpu_that_runs_out_of_memory_is_one_line_with_the_batch_and_what_to_do(tiny_model: Path, batch: int, advice: str):
+@pytest.mark.parametrize(("batch", "facts"), [(4, (4, 2, "nvidia-smi")), (1, (1, "nvidia-smi"))])
+def test_a_gpu_that_runs_out_of_memory_is_one_line_with_the_batch_and_what_to_do(tiny_model: Path, batch: int, facts: tuple[object, ...]):
     manifest, file = read_manifest(tiny_model)
     model = Model(tiny_model, manifest, file, OutOfMemory(), "cuda", 1)
     with pytest.raises(vit.SessionError) as caught:
         model.run(inputs(batch))
-    message = str(caught.value)
-    assert message.startswith(f"cuda ran out of memory on a batch of {batch} (")
-    assert advice in message
-    assert "\n" not in message
+    assert_mentions(one_line(caught), "cuda", "memory", *facts)
 
 
 def test_a_gpu_without_room_for_the_file_itself_is_told_so_and_the_file_is_not_blamed(tiny_model: Path):
     error = RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=cuda_allocator.cc ;")
     found = _blame(onnxruntime, str(tiny_model), PROVIDERS["cuda"], error)
     assert isinstance(found, ProviderError)
-    said = "the GPU has not enough free memory to load it on cuda (CUDA failure 2: out of memory)"
-    assert str(found).startswith(f"{tiny_model}: {said}; free what `nvidia-smi` shows in use, ")
+    assert "\n" not in str(found)
+    assert_mentions(str(found), tiny_model, "cuda", "CUDA failure 2: out of memory", "nvidia-smi")
 
 
 class NoKernel:
@@ -361,5 +366,6 @@ def test_another_failure_of_a_gpu_is_what_it_says_and_sends_to_the_doctor(tiny_m
     manifest, file = read_manifest(tiny_model)
     with pytest.raises(vit.SessionError) as caught:
         Model(tiny_model, manifest, file, NoKernel(), "cuda", 1).run(inputs(1))
-    said = "CUDA failure 209: no kernel image is available for execution on the device"
-    assert str(caught.value) == f"cuda failed on a batch of 1: {said}; ask `vit-doctor`"
+    cause = "CUDA failure 209: no kernel image is available for execution on the device"
+    assert_mentions(one_line(caught), "cuda", 1, cause, "vit-doctor")
+    assert "GPU=0" not in one_line(caught)

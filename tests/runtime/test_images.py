@@ -8,11 +8,13 @@ import sys
 import tempfile
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers import assert_mentions, one_line
 from PIL import Image, ImageFile
 
 from vit_runtime.errors import ImageError, InputError
@@ -41,20 +43,16 @@ def opened(image: ImageInput) -> Pixels:
 
 
 def refusal(image: ImageInput, error: type[Exception] = ImageError) -> str:
-    """The message with which `image` is refused; that it is one line, says "got" and "expected", and ends in advice is checked here."""
+    """The message with which `image` is refused, a single line."""
     with pytest.raises(error) as caught:
         open_rgb(image)
-    message = str(caught.value)
-    assert message.startswith("got ")
-    assert "expected" in message
-    assert ";" in message.split("expected")[1], "what to do next"
-    assert "\n" not in message
-    return message
+    return one_line(caught)
 
 
 # ---- the four ways to give a picture -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_a_path_its_bytes_a_pil_image_and_an_array_give_the_same_pixels(tmp_path: Path) -> None:
     """Whatever the picture comes in, a lossless one arrives as it was."""
     data = encode(Image.fromarray(picture()), "PNG")
@@ -64,6 +62,7 @@ def test_a_path_its_bytes_a_pil_image_and_an_array_give_the_same_pixels(tmp_path
         np.testing.assert_array_equal(opened(given), picture())
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000"])
 def test_lossless_formats_arrive_as_they_were(file_format: str) -> None:
     """The formats of the list are really read."""
@@ -71,11 +70,13 @@ def test_lossless_formats_arrive_as_they_were(file_format: str) -> None:
     np.testing.assert_array_equal(opened(encode(Image.fromarray(picture()), file_format, **options)), picture())
 
 
+@pytest.mark.unit
 def test_arrays_need_not_be_contiguous() -> None:
     """Views, flips and slices are copied first."""
     np.testing.assert_array_equal(opened(picture()[::-1, ::2]), picture()[::-1, ::2])
 
 
+@pytest.mark.unit
 def test_the_given_pil_image_is_left_alone_and_never_handed_back() -> None:
     """Drawing on the result does not draw on the caller's picture."""
     given = Image.fromarray(picture())
@@ -84,6 +85,7 @@ def test_the_given_pil_image_is_left_alone_and_never_handed_back() -> None:
     np.testing.assert_array_equal(np.asarray(given), picture())
 
 
+@pytest.mark.unit
 def test_the_file_may_be_deleted_once_it_was_opened(tmp_path: Path) -> None:
     """The picture is decoded, not lazily tied to an open file."""
     path = tmp_path / "a.tiff"
@@ -96,8 +98,11 @@ def test_the_file_may_be_deleted_once_it_was_opened(tmp_path: Path) -> None:
 # ---- kinds of pictures ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("file_format", "orientation"),
+    [*(("JPEG", orientation) for orientation in range(1, 9)), ("PNG", 3), ("PNG", 6), ("TIFF", 5), ("TIFF", 6), ("WEBP", 4), ("WEBP", 8)],
+)
 def test_every_exif_orientation_is_shown_upright(orientation: int, file_format: str) -> None:
     """A camera held in any of eight ways stores what, undone, is the same upright picture."""
     stored = {
@@ -119,12 +124,14 @@ def test_every_exif_orientation_is_shown_upright(orientation: int, file_format: 
         np.testing.assert_array_equal(opened(Image.open(io.BytesIO(data))), opened(data))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40])
 def test_exif_that_nobody_can_parse_leaves_the_picture_as_it_is_stored(exif: bytes) -> None:
     """Photo collections hold files with broken EXIF; their pixels are fine."""
     assert opened(encode(Image.fromarray(picture()), "JPEG", exif=exif)).shape == picture().shape
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
     """Only 2 to 8 mean something."""
@@ -133,6 +140,7 @@ def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> N
     np.testing.assert_array_equal(opened(encode(Image.fromarray(picture()), "PNG", exif=exif)), picture())
 
 
+@pytest.mark.unit
 def test_cmyk_jpegs_come_back_in_their_colours() -> None:
     """Pillow writes CMYK as Adobe does, inverted, and reads it back the right way round."""
     data = encode(Image.fromarray(picture()).convert("CMYK"), "JPEG", quality=95)
@@ -140,6 +148,7 @@ def test_cmyk_jpegs_come_back_in_their_colours() -> None:
     assert np.abs(opened(data).astype(int) - picture()).mean() < 3  # JPEG loss; an inverted picture is off by 100
 
 
+@pytest.mark.unit
 def test_transparent_palettes_show_the_stored_colour() -> None:
     """Both kinds of palette transparency, one colour or a table of alphas, are dropped, and Pillow's warning about it stays in."""
     indexed = Image.fromarray(picture()).quantize(32)
@@ -148,6 +157,7 @@ def test_transparent_palettes_show_the_stored_colour() -> None:
         np.testing.assert_array_equal(opened(encode(indexed, "PNG", transparency=transparency)), colours)
 
 
+@pytest.mark.unit
 def test_alpha_is_dropped_and_not_blended() -> None:
     """Fully transparent red is red, in RGBA as in LA."""
     rgba = Image.fromarray(picture()).convert("RGBA")
@@ -158,6 +168,7 @@ def test_alpha_is_dropped_and_not_blended() -> None:
     np.testing.assert_array_equal(opened(encode(grey_alpha, "PNG")), np.stack([picture()[..., 0]] * 3, axis=-1))
 
 
+@pytest.mark.unit
 def test_grey_and_one_bit_pictures_get_three_equal_channels() -> None:
     """L stays as it is, and a set bit is 255."""
     grey = picture()[..., 0]
@@ -171,6 +182,7 @@ EVERY_16_BIT_VALUE = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 ROUNDED = np.rint(EVERY_16_BIT_VALUE / 65535 * 255).astype(np.uint8)  # no value is halfway, so the rule for halves plays no part
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kind", ["png", "tiff", "big-endian tiff", "pgm", "I", "I;16B"])
 def test_16_bit_grey_is_scaled_and_rounded_never_clipped(kind: str) -> None:
     """All 65,536 values, from either byte order and from mode I, land on the nearest of 256."""
@@ -189,6 +201,7 @@ def test_16_bit_grey_is_scaled_and_rounded_never_clipped(kind: str) -> None:
     np.testing.assert_array_equal(opened(given), np.stack([ROUNDED] * 3, axis=-1))
 
 
+@pytest.mark.unit
 def test_of_animations_and_pages_the_first_counts() -> None:
     """GIF, animated WebP and PNG, and TIFF with pages all open at their first picture."""
     frames = [Image.new("RGB", (8, 6), colour) for colour in ((200, 30, 30), (30, 200, 30), (30, 30, 200))]
@@ -199,6 +212,7 @@ def test_of_animations_and_pages_the_first_counts() -> None:
         np.testing.assert_array_equal(opened(data), np.asarray(frames[0]))
 
 
+@pytest.mark.unit
 def test_a_pil_image_counts_at_the_frame_where_it_stands() -> None:
     """The caller may have chosen a frame."""
     frames = [Image.new("RGB", (8, 6), colour) for colour in ((200, 30, 30), (30, 200, 30))]
@@ -207,44 +221,47 @@ def test_a_pil_image_counts_at_the_frame_where_it_stands() -> None:
     np.testing.assert_array_equal(opened(animation), np.asarray(frames[1]))
 
 
-# ---- what is refused, and in which words ---------------------------------------------------------------------------------------------
+# ---- what is refused, and which facts the message names ------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("array", "advice"),
     [
-        (np.zeros((4, 5, 3), np.float32), "astype"),
-        (np.zeros((4, 5, 3), np.int64), "astype"),
-        (np.zeros((3, 4, 5), np.uint8), "transpose"),
-        (np.zeros((4, 5), np.uint8), "stack"),
-        (np.zeros((4, 5, 4), np.uint8), ":3"),
+        (np.zeros((4, 5, 3), np.float32), "array.astype(numpy.uint8)"),
+        (np.zeros((4, 5, 3), np.int64), "array.astype(numpy.uint8)"),
+        (np.zeros((3, 4, 5), np.uint8), "array.transpose(1, 2, 0)"),
+        (np.zeros((4, 5), np.uint8), "numpy.stack([array] * 3, axis=-1)"),
+        (np.zeros((4, 5, 4), np.uint8), "array[..., :3]"),
         (np.zeros((2, 4, 5, 3), np.uint8), "list"),
-        (np.zeros((0, 5, 3), np.uint8), "expected"),
-        (np.zeros((), np.uint8), "expected"),
+        (np.zeros((0, 5, 3), np.uint8), "(0, 5, 3)"),
+        (np.zeros((), np.uint8), "()"),
     ],
 )
 def test_other_arrays_are_refused_with_shape_dtype_and_the_way_out(array: Pixels, advice: str) -> None:
-    """The message names what was given and the expression that mends it."""
-    message = refusal(array, InputError)
-    assert f"shape {array.shape} and dtype {array.dtype}" in message
-    assert "(H, W, 3) uint8" in message
-    assert advice in message
+    """The message names what was given and the expression that corrects it."""
+    assert_mentions(refusal(array, InputError), array.shape, array.dtype, "(H, W, 3) uint8", advice)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("thing", [None, 3, [[1, 2]], bytearray(b"x"), io.BytesIO(b"x")])
 def test_other_objects_are_refused_by_their_type(thing: object) -> None:
     """Nothing is guessed from an object of another kind."""
-    assert f"type {type(thing).__qualname__}" in refusal(thing, InputError)  # type: ignore[arg-type]
+    assert_mentions(refusal(thing, InputError), type(thing).__qualname__, "(H, W, 3)")  # type: ignore[arg-type]
 
 
+@pytest.mark.unit
 def test_a_missing_file_a_folder_and_an_impossible_name_are_refused(tmp_path: Path) -> None:
     """Paths that no image stands at."""
     missing = tmp_path / "missing.jpg"
-    assert f"{str(missing)!r}, which does not exist" in refusal(missing)
-    assert "find_images" in refusal(tmp_path)
-    assert "cannot be read" in refusal("a\0b.jpg")
-    assert "cannot be read" in refusal("a" * 5000)
-    refusal("two\nlines.jpg")
+    for path in (str(missing), "two\nlines.jpg"):
+        assert_mentions(refusal(path), repr(path), "path")
+    with pytest.raises(ImageError) as error:
+        open_rgb(missing)
+    assert isinstance(error.value.__cause__, FileNotFoundError)
+    assert_mentions(refusal(tmp_path), repr(str(tmp_path)), "vit_runtime.images.find_images")
+    assert_mentions(refusal("a\0b.jpg"), repr("a\0b.jpg"), "embedded null byte")
+    assert_mentions(refusal("a" * 5000), "File name too long")
 
 
 AS_NOBODY = """
@@ -274,17 +291,20 @@ def test_a_file_without_permission_is_refused() -> None:
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, readable, locked], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
     assert first == "(56, 40)"
-    assert "Permission denied" in second
+    assert_mentions(second, repr(str(locked)), "Permission denied")
 
 
+@pytest.mark.unit
 def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
     """Empty, text under an image's suffix, and a format outside the list."""
-    assert "empty" in refusal(b"")
+    assert_mentions(refusal(b""), "0 bytes")
     (tmp_path / "a.jpg").write_text("not a picture")
-    assert "not an image" in refusal(tmp_path / "a.jpg")
-    assert "not an image" in refusal(encode(Image.fromarray(picture()), "EPS"))  # its reader would start Ghostscript
+    assert_mentions(refusal(tmp_path / "a.jpg"), repr(str(tmp_path / "a.jpg")), *FORMATS)
+    eps = encode(Image.fromarray(picture()), "EPS")  # its reader would start Ghostscript
+    assert_mentions(refusal(eps), f"{len(eps)} bytes", *FORMATS)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_truncated_files_are_refused_wherever_they_break_off(file_format: str) -> None:
     """In the header and in the pixels; nothing is filled up with grey."""
@@ -292,20 +312,20 @@ def test_truncated_files_are_refused_wherever_they_break_off(file_format: str) -
     for kept in (4, 20, len(data) // 2, int(len(data) * 0.9)):
         refusal(data[:kept])
     if file_format in ("JPEG", "PNG"):
-        assert "truncated" in refusal(data[: int(len(data) * 0.9)])
+        assert_mentions(refusal(data[: int(len(data) * 0.9)]), "truncated")  # Pillow's own word
 
 
+@pytest.mark.unit
 def test_decompression_bombs_are_refused_from_their_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """More pixels than Pillow's limit: refused where Pillow only warns and where it raises, without decoding, and with no warning."""
     data = encode(Image.fromarray(picture()), "PNG")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("the pixels were decoded"))
     for limit in (40 * 56 - 1, 40 * 56 // 2 + 1, 40 * 56 // 3, 1):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        message = refusal(data)
-        assert "too large to be decoded safely" in message
-        assert f"at most {limit} pixels" in message
+        assert_mentions(refusal(data), f"{limit} pixels", "PIL.Image.MAX_IMAGE_PIXELS")
 
 
+@pytest.mark.unit
 def test_a_picture_of_exactly_the_limit_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit itself is allowed, and an application may switch it off."""
     data = encode(Image.fromarray(picture()), "PNG")
@@ -314,30 +334,40 @@ def test_a_picture_of_exactly_the_limit_is_decoded(monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(opened(data), picture())
 
 
+@pytest.mark.unit
 def test_numbers_whose_white_nobody_states_are_refused() -> None:
     """Floats, 32-bit or signed integers, 12-bit and inverted 16-bit TIFF: guessing would give a black or a negative picture."""
     grey = EVERY_16_BIT_VALUE[:8, :8]
     assert "float" in refusal(encode(Image.fromarray(grey.astype(np.float32)), "TIFF"))
-    assert "unusual scale" in refusal(encode(Image.fromarray(grey.astype(np.int32)), "TIFF"))
-    assert "from -1 to -1" in refusal(Image.new("I", (2, 2), -1))
-    assert "from 65536 to 65536" in refusal(Image.new("I", (2, 2), 65536))
+    assert_mentions(refusal(encode(Image.fromarray(grey.astype(np.int32)), "TIFF")), 0, 1799, "0..255")  # the values of `grey`
+    assert_mentions(refusal(Image.new("I", (2, 2), -1)), -1, "0..255")
+    assert_mentions(refusal(Image.new("I", (2, 2), 65536)), 65536, "0..255")
     tiff = encode(Image.fromarray(grey), "TIFF")
     bits, white = b"\x02\x01\x03\x00\x01\x00\x00\x00\x10\x00", b"\x06\x01\x03\x00\x01\x00\x00\x00\x01\x00"  # 258 = 16, 262 = 1
     assert tiff.count(bits) == tiff.count(white) == 1
-    assert "unusual scale" in refusal(tiff.replace(bits, bits[:-2] + b"\x0c\x00"))
-    assert "unusual scale" in refusal(tiff.replace(white, white[:-2] + b"\x00\x00"))
+    assert_mentions(refusal(tiff.replace(bits, bits[:-2] + b"\x0c\x00")), "8 or 16 bits", "0..255")
+    assert_mentions(refusal(tiff.replace(white, white[:-2] + b"\x00\x00")), 0, 1799, "0..255")
 
 
+@pytest.mark.unit
 def test_pil_images_that_cannot_be_used_are_refused() -> None:
     """No pixels, a mode without a way to RGB, a file closed too early."""
-    assert "0 x 3 pixels" in refusal(Image.new("RGB", (0, 3)))
-    assert "mode La" in refusal(Image.new("La", (2, 2)))
+    assert_mentions(refusal(Image.new("RGB", (0, 3))), "RGB", "0 x 3")
+    assert_mentions(refusal(Image.new("La", (2, 2))), "La", "2 x 2")
     closed = Image.open(io.BytesIO(encode(Image.fromarray(picture()), "PNG")))
     closed.close()
-    assert "open it again" in refusal(closed)
+    assert_mentions(refusal(closed), "56 x 40", "Operation on closed image")
 
 
+KINDS = (
+    "JPEG", "progressive JPEG", "CMYK JPEG", "PNG", "palette PNG", "animated PNG", "16-bit PNG",
+    "GIF", "TIFF", "LZW TIFF", "WebP", "animated WebP", "BMP", "PGM",
+)  # fmt: skip
+
+
+@cache
 def seeds() -> dict[str, bytes]:
+    """A small picture of each kind."""
     image, exif = Image.fromarray(picture()), Image.Exif()
     exif[ORIENTATION] = 6
     more = {"save_all": True, "append_images": [image.rotate(90)]}
@@ -375,7 +405,9 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
             return bytes(result)
 
 
-@pytest.mark.parametrize("kind", seeds())
+@pytest.mark.unit
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", KINDS)
 def test_hostile_files_are_decoded_or_refused_and_nothing_else(kind: str, tmp_path: Path) -> None:
     """Whatever Pillow stumbles over, only ImageError comes out, in one line and without a warning; from bytes and from a file."""
     data, dice, messages = seeds()[kind], random.Random(kind), []
@@ -394,6 +426,7 @@ def test_hostile_files_are_decoded_or_refused_and_nothing_else(kind: str, tmp_pa
 # ---- warnings ------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_decoding_in_threads_leaks_no_warning_and_restores_the_filters() -> None:
     """Pillow warns about broken TIFF tags; many threads at once hear none of it, and afterwards the process filters as before."""
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\0\0\xff\xff\0\0\0\0\0\0"  # an entry that is larger than the file
@@ -436,11 +469,13 @@ def album(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.unit
 def test_a_folder_stands_for_the_images_below_it(album: Path) -> None:
     """Sorted, through subfolders, by suffix in either case; hidden files and folders are left out."""
     assert find_images([album]) == [album / name for name in ("a.jpg", "b.PNG", "cats/1.tiff", "cats/2.webp")]
 
 
+@pytest.mark.unit
 def test_files_stand_for_themselves_in_the_order_given(album: Path) -> None:
     """No suffix is asked of a file that was named, and what is named twice is listed once."""
     paths: list[str | Path] = [album / "notes.txt", str(album / "b.PNG"), album / "a.jpg", album / "b.PNG"]
@@ -448,6 +483,7 @@ def test_files_stand_for_themselves_in_the_order_given(album: Path) -> None:
     assert find_images(album / "a.jpg") == [album / "a.jpg"]  # one path need not be in a list
 
 
+@pytest.mark.unit
 def test_patterns_are_expanded_where_the_shell_did_not(album: Path) -> None:
     """A star, a double star, and a folder among the matches."""
     assert find_images([f"{album}/*.jpg"]) == [album / "a.jpg"]
@@ -455,6 +491,7 @@ def test_patterns_are_expanded_where_the_shell_did_not(album: Path) -> None:
     assert find_images([f"{album}/c*"]) == [album / "cats/1.tiff", album / "cats/2.webp"]
 
 
+@pytest.mark.unit
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(album: Path) -> None:
     """What exists is never expanded."""
     path = album / "a[1].jpg"
@@ -462,20 +499,23 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(album: Path) -> Non
     assert find_images([path]) == [path]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["missing.jpg", "*.gif", "empty"])
 def test_what_stands_for_no_image_is_refused_by_name(album: Path, name: str) -> None:
     """Even where another argument does: nothing asked for is left out in silence."""
-    with pytest.raises(InputError, match="expected") as caught:
+    with pytest.raises(InputError) as caught:
         find_images([album / "a.jpg", album / name])
-    assert str(album / name) in str(caught.value)
+    assert_mentions(one_line(caught), repr(str(album / name)))
 
 
+@pytest.mark.unit
 def test_no_paths_are_refused() -> None:
     """An empty list is a mistake, not an empty answer."""
-    with pytest.raises(InputError, match="got no paths"):
+    with pytest.raises(InputError, match="paths"):
         find_images([])
 
 
+@pytest.mark.unit
 def test_every_suffix_of_the_list_belongs_to_a_format_that_pillow_reads() -> None:
     """FORMATS holds Pillow's names and suffixes; an older Pillow may lack AVIF, which it then refuses as no image."""
     Image.init()

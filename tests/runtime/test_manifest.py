@@ -15,6 +15,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from helpers import assert_mentions, one_line
 
 from vit_exporter.writer import append_metadata
 from vit_runtime.errors import ModelError
@@ -38,6 +39,8 @@ from vit_runtime.preprocess import Preprocessing, ShortestEdgeResize
 Document = dict[str, Any]
 Place = tuple[str | int, ...]
 FILES = ["tiny_model", "tiny_external", "tiny_unverified", "tiny_embedder", "tiny_projected", "tiny_int8", "tiny_openvino"]
+# Values of every JSON type, and numbers that Python reads from JSON but floats and files cannot hold.
+VALUES: tuple[Any, ...] = (None, -1, 0, 1.5, "x", [], {}, True, [None], 10**400, float("nan"), float("inf"), "\ud800")
 ACTED_UPON = (
     "schema_version",
     "input",
@@ -154,17 +157,11 @@ def file_with(model: Path, folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("fixture", FILES)
-def test_every_exported_manifest_fits_the_published_schema(
+def test_every_exported_manifest_fits_the_published_schema_and_is_the_same_text_when_written_again(
     fixture: str, schema: jsonschema.Draft202012Validator, request: pytest.FixtureRequest
 ):
     manifest, file = read_manifest(request.getfixturevalue(fixture))
     schema.validate(json.loads(file.metadata[KEY]))
-    schema.validate(manifest.to_dict())
-
-
-@pytest.mark.parametrize("fixture", FILES)
-def test_a_manifest_that_is_read_and_written_again_is_the_same_text(fixture: str, request: pytest.FixtureRequest):
-    manifest, file = read_manifest(request.getfixturevalue(fixture))
     assert manifest.to_json() == file.metadata[KEY]
     assert parse_manifest(json.loads(manifest.to_json())).to_json() == manifest.to_json()
 
@@ -208,7 +205,7 @@ def test_the_same_manifest_is_the_same_bytes_whatever_the_order_of_its_entries(d
     assert parse_manifest(reverse(document)).to_json() == parse_manifest(document).to_json()
 
 
-@pytest.mark.parametrize("fixture", FILES)
+@pytest.mark.parametrize("fixture", ["tiny_external", "tiny_projected", "tiny_int8"])
 def test_no_path_host_name_or_time_is_in_a_manifest(fixture: str, request: pytest.FixtureRequest):
     path: Path = request.getfixturevalue(fixture)
     manifest, _ = read_manifest(path)
@@ -307,12 +304,9 @@ def test_the_schema_lets_more_tools_be_named(schema: jsonschema.Draft202012Valid
         (("parity", "limits"), {}),
         (("parity", "limits", "logits", "cosine"), 1.5),
         (("parity", "limits", "logits", "kl"), -0.1),
-        (("parity", "limits", "logits", "cosine_mean"), 1.5),
-        (("parity", "measured", 0, "nearness", "cosine"), None),
         (("accuracy", "source"), "web"),
         (("accuracy", "images"), 0),
         (("accuracy", "outputs", "logits", "cosine_min"), None),
-        (("accuracy", "outputs", "logits", "top1"), 1.5),
     ],
 )
 def test_the_schema_refuses_values_that_cannot_be_in_reduced_precision(
@@ -321,7 +315,8 @@ def test_the_schema_refuses_values_that_cannot_be_in_reduced_precision(
     assert not schema.is_valid(changed(reduced, place, value))
 
 
-@pytest.mark.parametrize("junk", [None, [], 1, "x", {}, {"schema_version": 1}])
+@pytest.mark.unit
+@pytest.mark.parametrize("junk", [None, [], {}, {"schema_version": 1}])
 def test_the_schema_refuses_junk(junk: object, schema: jsonschema.Draft202012Validator):
     assert not schema.is_valid(junk)
 
@@ -330,7 +325,6 @@ def test_the_schema_refuses_junk(junk: object, schema: jsonschema.Draft202012Val
     ("place", "value"),
     [
         (("schema_version",), 2),
-        (("input", "shape"), ["batch", 1, 32, 32]),
         (("input", "shape"), ["batch", 3, 32]),
         (("input", "layout"), "NHWC"),
         (("outputs",), []),
@@ -344,7 +338,6 @@ def test_the_schema_refuses_junk(junk: object, schema: jsonschema.Draft202012Val
         (("golden", "outputs", "logits", "data"), "no base64!"),
         (("golden", "outputs", "logits", "floor", "rms"), 0),
         (("golden",), None),
-        (("parity", "limits", "rms"), -1),
         (("parity", "limits"), {"logits": {"cosine": 0.9, "kl": 0.1}}),
         (("parity", "kind"), "nearness"),
         (("preprocessing", "in_graph"), ["rescale"]),
@@ -366,10 +359,9 @@ def test_the_schema_refuses_values_that_cannot_be(place: Place, value: object, s
 
 
 def test_a_newer_version_is_told_to_upgrade(document: Document):
-    words = "got manifest version 2, this vit-deploy reads up to 1; upgrade with `pip install -U vit-deploy`"
-    assert refused({"schema_version": 2}) == words
-    assert refused(changed(document, ("schema_version",), 2)) == words
-    assert "expected 1" in refused(changed(document, ("schema_version",), 0))
+    for newer in ({"schema_version": 2}, changed(document, ("schema_version",), 2)):
+        assert_mentions(refused(newer), 2, 1, "pip install -U vit-deploy")
+    assert_mentions(refused(changed(document, ("schema_version",), 0)), 0, 1)
 
 
 @pytest.mark.parametrize("fixture", ["document", "reduced"])
@@ -383,17 +375,20 @@ def test_an_entry_that_is_missing_is_named_and_never_a_surprise(fixture: str, re
             assert str(place[0]) in message, place
 
 
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.full)], ids=["a quarter", "all"])
 @pytest.mark.parametrize("fixture", ["document", "reduced"])
-def test_an_entry_of_another_kind_is_refused_or_used_and_never_a_surprise(fixture: str, request: pytest.FixtureRequest):
+def test_an_entry_of_another_kind_is_refused_or_used_and_never_a_surprise(fixture: str, step: int, request: pytest.FixtureRequest):
+    """Each place gets every fourth of the values, and the next place the next ones, so that each value is tried at a quarter of them."""
     document, tried = request.getfixturevalue(fixture), 0
-    for place in places(document):
-        for value in (None, -1, 0, 1.5, "x", [], {}, True, [None], 10**400, float("nan"), float("inf"), "\ud800"):
+    for number, place in enumerate(places(document)):
+        for value in VALUES[number % step :: step]:
             tried += 1
             refused(changed(document, place, value))
-    assert tried > 1000
+    assert tried > 1000 // step
 
 
-@pytest.mark.parametrize("junk", [None, True, 3, 1.5, "text", [], [1], {}])
+@pytest.mark.unit
+@pytest.mark.parametrize("junk", [None, True, 3, "text", [1], {}])
 def test_json_that_is_no_manifest_is_refused(junk: object):
     assert refused(junk)
 
@@ -402,8 +397,10 @@ def test_json_that_is_no_manifest_is_refused(junk: object):
     "text", ["", "{", "[" * 100_000, '{"schema_version": 1e999}', "9" * 10_000, "NaN", "null", "\0"], ids=lambda text: text[:8]
 )
 def test_text_that_is_no_manifest_is_refused_with_the_files_name(text: str, tiny_model: Path, tmp_path: Path):
-    with pytest.raises(ModelError, match=r"changed\.onnx: "):
-        read_manifest(file_with(tiny_model, tmp_path, text))
+    path = file_with(tiny_model, tmp_path, text)
+    with pytest.raises(ModelError) as error:
+        read_manifest(path)
+    assert_mentions(one_line(error), path, "manifest")
 
 
 def test_an_onnx_file_that_is_not_ours_is_told_apart(tiny_model: Path, tmp_path: Path):
@@ -411,17 +408,17 @@ def test_an_onnx_file_that_is_not_ours_is_told_apart(tiny_model: Path, tmp_path:
     del model.metadata_props[:]
     path = tmp_path / "other.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(
-        ModelError, match=r"other\.onnx is an ONNX file without a vit_deploy manifest, expected one that `vit-export` wrote"
-    ):
+    with pytest.raises(ModelError) as error:
         read_manifest(path)
+    assert_mentions(one_line(error), path, "vit_deploy", "manifest", "vit-export")
 
 
 def test_a_second_manifest_is_refused(tiny_model: Path, tiny_manifest: Manifest, tmp_path: Path):
     path = Path(shutil.copyfile(tiny_model, tmp_path / "two.onnx"))
     append_metadata(path, KEY, tiny_manifest.to_json())
-    with pytest.raises(ModelError, match="two metadata entries 'vit_deploy'"):
+    with pytest.raises(ModelError) as error:
         read_manifest(path)
+    assert_mentions(one_line(error), path, "entries", repr(KEY))
 
 
 # ---- the golden record ---------------------------------------------------------------------------------------------------------------
@@ -431,16 +428,14 @@ def test_a_second_manifest_is_refused(tiny_model: Path, tiny_manifest: Manifest,
     ("place", "value"),
     [
         (("seed",), 1),
-        (("images",), 3),
         (("outputs", "logits", "floor", "rms"), 1.0),
-        (("outputs", "logits", "projected"), True),
         (("outputs", "logits", "shape"), [10, 16]),
         (("sha256",), "0" * 64),
     ],
 )
 def test_a_golden_record_that_was_edited_no_longer_fits_its_digest(place: Place, value: object, document: Document):
     parent(document["golden"], place)[place[-1]] = value
-    assert "its SHA-256 no longer fits" in refused(document)
+    assert_mentions(refused(document), "golden", "SHA-256")
 
 
 def test_one_changed_bit_in_the_golden_numbers_does_not_fit_the_digest(document: Document):
@@ -448,81 +443,85 @@ def test_one_changed_bit_in_the_golden_numbers_does_not_fit_the_digest(document:
     data = bytearray(base64.b64decode(entry["data"]))
     data[100] ^= 1
     entry["data"] = base64.b64encode(data).decode()
-    assert "its SHA-256 no longer fits" in refused(document)
+    assert_mentions(refused(document), "golden", "SHA-256")
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "facts"),
     [
-        (lambda entry: entry.update(data=entry["data"][:-4]), "bytes, expected 1920"),
-        (lambda entry: entry.update(data="!" + entry["data"][1:]), "is not base64"),
-        (lambda entry: entry.update(data="ä" + entry["data"][1:]), "is not base64"),
-        (lambda entry: entry.update(shape=[48, 11]), "has shape"),
-        (lambda entry: entry.update(shape=[]), "has shape"),
-        (lambda entry: entry.update(shape=[48], projected=True), "has shape"),
-        (lambda entry: entry.update(shape=[48, 2, 5], projected=True), "has shape"),
-        (lambda entry: entry.update(shape=[48, 1 << 31], projected=True), "bytes, expected"),
-        (lambda entry: entry.update(data=base64.b64encode(np.full(480, np.nan, "<f4").tobytes()).decode()), "has NaN or Inf"),
-        (lambda entry: entry.update(data=base64.b64encode(np.full(480, np.inf, "<f4").tobytes()).decode()), "has NaN or Inf"),
-        (lambda entry: entry["floor"].update(rms=0), "has a floor of 0"),
-        (lambda entry: entry["floor"].update(max=-1e-9), "expected a number of at least 0"),
+        (lambda entry: entry.update(data=entry["data"][:-4]), (1917, 1920)),
+        (lambda entry: entry.update(data="!" + entry["data"][1:]), ("base64",)),
+        (lambda entry: entry.update(data="ä" + entry["data"][1:]), ("base64",)),
+        (lambda entry: entry.update(shape=[48, 11]), ("[48, 11]", "[48, 10]")),
+        (lambda entry: entry.update(shape=[]), ("[]", "[48, 10]")),
+        (lambda entry: entry.update(shape=[48], projected=True), ("[48]", "[48, 0]")),
+        (lambda entry: entry.update(shape=[48, 2, 5], projected=True), ("[48, 2, 5]", "[48, 0]")),
+        (lambda entry: entry.update(shape=[48, 1 << 31], projected=True), (1920, 4 * 48 << 31)),
+        (lambda entry: entry.update(data=base64.b64encode(np.full(480, np.nan, "<f4").tobytes()).decode()), ("NaN", "Inf")),
+        (lambda entry: entry["floor"].update(rms=0), ("floor", 0)),
     ],
 )
-def test_a_forged_golden_record_is_refused_for_what_is_wrong_in_it(change: Callable[[Any], None], words: str, document: Document):
+def test_a_forged_golden_record_is_refused_for_what_is_wrong_in_it(
+    change: Callable[[Any], None], facts: tuple[object, ...], document: Document
+):
     """With a digest that fits: the digest finds damage, these checks keep a hostile record from doing any."""
     change(document["golden"]["outputs"]["logits"])
-    assert words in refused(fitting(document))
+    assert_mentions(refused(fitting(document)), "golden", "logits", *facts)
+
+
+def test_a_floor_below_zero_is_refused(document: Document):
+    assert_mentions(refused(changed(document, ("golden", "outputs", "logits", "floor", "max"), -1e-9)), "floor.max", "'-1e-09'", 0)
 
 
 def test_a_golden_record_of_an_unknown_generator_is_told_to_upgrade(document: Document):
-    assert "upgrade vit-deploy" in refused(changed(document, ("golden", "generator"), "shapes-2"))
+    assert_mentions(refused(changed(document, ("golden", "generator"), "shapes-2")), "'shapes-2'", "'shapes-1'", "upgrade")
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "words"),
+    ("place", "value", "facts"),
     [
-        (("golden_extremes", "generator"), "shapes-1", "this vit-deploy has 'extremes-1'; upgrade vit-deploy"),
-        (("golden_extremes", "images"), 7, "expected [7"),
-        (("golden_extremes", "image_size"), [32, 40], "a record of 6 extreme images of (32, 40), expected at most 6 of (32, 32)"),
-        (("resized", "pixels"), "!!!!", "pixels are not base64"),
-        (("resized", "pixels"), "", "every 7th of 0 pixels of a picture of (49, 65), expected a few"),
-        (("resized", "pixels"), "A" * 8192, "of 6144 pixels"),
-        (("resized", "step"), 0, "every 0th of 439 pixels"),
-        (("resized", "image_size"), [49, 5000], "a picture of (49, 5000), expected a few"),
+        (("golden_extremes", "generator"), "shapes-1", ("'shapes-1'", "'extremes-1'", "upgrade")),
+        (("golden_extremes", "images"), 7, ("embedding", "[6, 32]", "[7, 32]")),
+        (("golden_extremes", "image_size"), [32, 40], (6, "(32, 40)", "(32, 32)")),
+        (("resized", "pixels"), "!!!!", ("pixels", "base64")),
+        (("resized", "pixels"), "", ("7th", 0, "(49, 65)")),
+        (("resized", "pixels"), "A" * 8192, ("7th", 6144, "(49, 65)")),
+        (("resized", "step"), 0, ("0th", 439)),
+        (("resized", "image_size"), [49, 5000], ("(49, 5000)",)),
     ],
 )
-def test_a_forged_record_of_extremes_or_of_resizing_is_refused(place: Place, value: Any, words: str, document: Document):
-    assert words in refused(changed(document, place, value))
+def test_a_forged_record_of_extremes_or_of_resizing_is_refused(place: Place, value: Any, facts: tuple[object, ...], document: Document):
+    assert_mentions(refused(changed(document, place, value)), *facts)
 
 
 @pytest.mark.parametrize("name", ["golden_extremes", "resized"])
 def test_a_record_that_was_changed_does_not_fit_its_digest(name: str, document: Document):
     document[name]["image_size"] = [32, 33]
-    assert "its SHA-256 no longer fits" in refused(document)
+    assert_mentions(refused(document), "SHA-256")
 
 
 def test_extremes_beside_no_golden_record_are_refused(document: Document):
     document.update(golden=None, parity=None)
-    assert "beside golden ones" in refused(document)
+    assert_mentions(refused(document), 6, "(32, 32)", "golden")
 
 
-@pytest.mark.parametrize("images", [0, -1, 65, 10**9])
+@pytest.mark.parametrize("images", [0, 65, 10**9])
 def test_the_number_of_golden_images_is_bounded(images: int, document: Document):
-    assert "expected 1 to 64" in refused(changed(document, ("golden", "images"), images))
+    assert_mentions(refused(changed(document, ("golden", "images"), images)), images, 1, 64)
 
 
 def test_golden_images_that_would_take_all_memory_are_refused(document: Document):
     record = document["golden"]
     record.update(image_size=[65536, 65536])
     record["sha256"] = record_digest(record)
-    assert "images of 65536x65536, which would take all memory" in refused(document)
+    assert_mentions(refused(document), 48, "65536x65536", "memory")
 
 
 def test_a_measurement_of_an_output_without_a_record_is_refused(tiny_manifest: Manifest):
     assert tiny_manifest.parity is not None
     stray = dataclasses.replace(tiny_manifest.parity, measured=(Measured("cpu", 1, "nothing", Error(0.0, 0.0), (32, 32)),))
-    assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, parity=stray).to_dict())
-    assert "without a golden record" in refused(dataclasses.replace(tiny_manifest, golden=None).to_dict())
+    assert_mentions(refused(dataclasses.replace(tiny_manifest, parity=stray).to_dict()), "parity", "'nothing'", "golden")
+    assert_mentions(refused(dataclasses.replace(tiny_manifest, golden=None).to_dict()), "parity", "golden")
 
 
 # ---- reduced precision ---------------------------------------------------------------------------------------------------------------
@@ -560,54 +559,47 @@ JUDGED = ("accuracy", "outputs", "logits")
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "words"),
+    ("place", "value", "facts"),
     [
-        (("parity", "kind"), "cosine", "parity.kind is 'cosine', expected floors or nearness"),
-        (("parity", "kind"), None, "kind is 'None', expected a JSON text"),
-        (("parity", "kind"), "floors", "limits.rms is 'None', expected a number of at least 0"),
-        (("parity", "limits"), {"rms": 2.0, "max": 8.0}, "manifest has no kl"),
-        (("parity", "limits"), {}, "has no limit for logits"),
-        (("parity", "limits"), [], "limits is '[]', expected a JSON object"),
-        ((*LIMIT, "kl"), None, "has no limit for logits"),
-        ((*LIMIT, "cosine"), 1.0000001, "cosine is 1.0000001, expected a number of at most 1"),
-        ((*LIMIT, "cosine"), None, "cosine is 'None', expected a number"),
-        ((*LIMIT, "cosine"), True, "cosine is 'True', expected a number"),
-        ((*LIMIT, "cosine"), "0.9", "cosine is '0.9', expected a number"),
-        ((*LIMIT, "cosine"), float("nan"), "cosine is 'nan', expected a number"),
-        ((*LIMIT, "kl"), -1e-9, "kl is '-1e-09', expected a number of at least 0"),
-        ((*LIMIT, "kl"), float("inf"), "kl is 'inf', expected a number of at least 0"),
-        ((*LIMIT, "kl"), float("nan"), "kl is 'nan', expected a number of at least 0"),
-        ((*LIMIT, "cosine_mean"), 1.5, "cosine_mean is 1.5, expected a number of at most 1"),
-        ((*LIMIT, "cosine_mean"), float("nan"), "cosine_mean is 'nan', expected a number"),
-        ((*LIMIT, "cosine_mean"), [0.9], "cosine_mean is '[0.9]', expected a number"),
-        ((*NEAR, "cosine"), 2, "cosine is 2.0, expected a number of at most 1"),
-        ((*NEAR, "kl"), "x", "kl is 'x', expected a number"),
-        (NEAR, {}, "manifest has no kl"),
-        (("execution", "bf16"), 1, "bf16 is '1', expected a JSON true or false"),
-        (("execution", "provider"), None, "provider is 'None', expected a JSON text"),
-        (("execution", "int8_group"), 0, "execution.int8_group is '0', expected a whole number or null"),
-        (("execution", "int8_group"), 16.0, "execution.int8_group is '16.0', expected a whole number or null"),
-        (("execution", "int8_group"), True, "execution.int8_group is 'True', expected a whole number or null"),
-        ((*JUDGED, "cosine_min"), None, "cosine_min is 'None', expected a number"),
-        ((*JUDGED, "cosine_mean"), "x", "cosine_mean is 'x', expected a number"),
-        ((*JUDGED, "kl_mean"), float("inf"), "kl_mean is 'inf', expected a number"),
-        (("accuracy", "images"), 1.5, "images is '1.5', expected a JSON whole number"),
-        (("preprocessing", "in_graph"), ["normalize"], "in_graph = ['normalize'], expected [] or ['rescale', 'normalize']"),
-        (("build", "traced", "Add"), "3", "counts nodes in something else than whole numbers"),
-        (("build", "passes", 0, "ops", "Add"), None, "counts nodes in something else than whole numbers"),
-        (("build", "passes", 0, "floors"), "1", "floors is '1', expected a number"),
-        (("build", "islands", 0), "blocks.0", "manifest has no node"),
-        (("build", "islands", 0, "largest"), "much", "largest is 'much', expected a number"),
-        (("build", "kept", 0), "blocks.0", "manifest has no layer"),
-        (("build", "kept", 0, "before"), [], "before is '[]', expected a number"),
-        (("build", "token_split"), 17, "build.token_split is '17', expected whole numbers or null"),
-        (("build", "token_split", 0), 0, "build.token_split is '[0, 8]', expected whole numbers or null"),
+        (("parity", "kind"), "cosine", ("parity.kind", "'cosine'", "floors", "nearness")),
+        (("parity", "kind"), None, ("kind", "'None'")),
+        (("parity", "kind"), "floors", ("limits.rms", "'None'")),
+        (("parity", "limits"), {"rms": 2.0, "max": 8.0}, ("kl",)),
+        (("parity", "limits"), {}, ("limit", "logits")),
+        (("parity", "limits"), [], ("limits", "'[]'")),
+        ((*LIMIT, "kl"), None, ("limit", "logits")),
+        ((*LIMIT, "cosine"), 1.0000001, ("cosine", 1.0000001, 1)),
+        ((*LIMIT, "cosine"), None, ("cosine", "'None'")),
+        ((*LIMIT, "cosine"), True, ("cosine", "'True'")),
+        ((*LIMIT, "cosine"), "0.9", ("cosine", "'0.9'")),
+        ((*LIMIT, "cosine"), float("nan"), ("cosine", "'nan'")),
+        ((*LIMIT, "kl"), -1e-9, ("kl", "'-1e-09'", 0)),
+        ((*LIMIT, "kl"), float("inf"), ("kl", "'inf'", 0)),
+        ((*LIMIT, "cosine_mean"), 1.5, ("cosine_mean", 1.5, 1)),
+        ((*NEAR, "cosine"), 2, ("cosine", 2.0, 1)),
+        ((*NEAR, "kl"), "x", ("kl", "'x'")),
+        (("execution", "bf16"), 1, ("bf16", "'1'")),
+        (("execution", "provider"), None, ("provider", "'None'")),
+        (("execution", "int8_group"), 0, ("execution.int8_group", "'0'")),
+        (("execution", "int8_group"), 16.0, ("execution.int8_group", "'16.0'")),
+        ((*JUDGED, "cosine_min"), None, ("cosine_min", "'None'")),
+        ((*JUDGED, "kl_mean"), float("inf"), ("kl_mean", "'inf'")),
+        (("accuracy", "images"), 1.5, ("images", "'1.5'")),
+        (("preprocessing", "in_graph"), ["normalize"], ("in_graph", "['normalize']", "['rescale', 'normalize']")),
+        (("build", "traced", "Add"), "3", ("build", "nodes")),
+        (("build", "passes", 0, "ops", "Add"), None, ("build", "nodes")),
+        (("build", "passes", 0, "floors"), "1", ("floors", "'1'")),
+        (("build", "islands", 0), "blocks.0", ("node",)),
+        (("build", "islands", 0, "largest"), "much", ("largest", "'much'")),
+        (("build", "kept", 0), "blocks.0", ("layer",)),
+        (("build", "token_split"), 17, ("build.token_split", "'17'")),
+        (("build", "token_split", 0), 0, ("build.token_split", "'[0, 8]'")),
     ],
 )
-def test_a_value_that_cannot_be_in_reduced_precision_is_refused_by_its_name(place: Place, value: object, words: str, reduced: Document):
-    message = refused(changed(reduced, place, value))
-    assert words in message
-    assert message.endswith(("export the model again", "export the file again"))
+def test_a_value_that_cannot_be_in_reduced_precision_is_refused_by_its_name(
+    place: Place, value: object, facts: tuple[object, ...], reduced: Document
+):
+    assert_mentions(refused(changed(reduced, place, value)), "export", *facts)
 
 
 @pytest.mark.parametrize(
@@ -635,8 +627,8 @@ def test_what_may_be_absent_or_otherwise_is_taken(place: Place, value: object, r
 
 def test_every_output_has_to_have_a_limit_and_the_class_scores_one_of_their_divergence(reduced: Document):
     for name in ("logits", "embedding"):
-        assert f"has no limit for {name}" in refused(without(reduced, ("parity", "limits", name)))
-    assert "has no limit for logits" in refused(changed(reduced, (*LIMIT, "kl"), None))
+        assert_mentions(refused(without(reduced, ("parity", "limits", name))), "limit", name)
+    assert_mentions(refused(changed(reduced, (*LIMIT, "kl"), None)), "limit", "logits")
     projecting = changed(changed(reduced, (*LIMIT, "kl"), None), ("model", "projection"), True)
     assert not refused(projecting)  # its logits score no classes
 
@@ -645,44 +637,45 @@ def test_every_output_has_to_have_a_limit_and_the_class_scores_one_of_their_dive
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "facts"),
     [
-        (lambda d: d["input"].update(name="image"), "says image float32 .*, its graph has pixel_values float32"),
-        (lambda d: d["outputs"][0].update(name="scores"), "golden record has outputs"),
-        (lambda d: d["outputs"][1].update(shape=["batch", 33]), "golden record's embedding has shape"),
-        (lambda d: d["outputs"][1].update(dtype="float16"), "says embedding float16 .*, its graph has embedding float32"),
-        (lambda d: d["outputs"].reverse(), "its graph has logits"),
-        (
-            lambda d: (d["outputs"].pop(), d["golden"]["outputs"].pop("attention"), d.update(golden_extremes=None)),
-            "names 4 inputs and outputs, its graph has 5",
-        ),
-        (lambda d: d["outputs"].append({**d["outputs"][0]}), "names 6 inputs and outputs, its graph has 5"),
-        (lambda d: d["labels"].pop(), "has 9 labels for 10 logits"),
-        (lambda d: d["preprocessing"]["resize"].update(height=48), r"prepares images of \(48, 32\), but its input is \(32, 32\)"),
-        (lambda d: d["input"].update(shape=["batch", 3, 32, 48]), "but its input is"),
-        (lambda d: d["preprocessing"].update(color="BGR"), "preprocessing cannot be used: got color = 'BGR'"),
+        (lambda d: d["input"].update(name="image"), ("image float32", "pixel_values float32")),
+        (lambda d: d["outputs"][0].update(name="scores"), ("golden", "'logits'", "'scores'")),
+        (lambda d: d["outputs"][1].update(shape=["batch", 33]), ("golden", "embedding", "[48, 32]", "[48, 33]")),
+        (lambda d: d["outputs"][1].update(dtype="float16"), ("embedding float16", "embedding float32")),
+        (lambda d: d["outputs"].reverse(), ("attention float32", "logits float32")),
+        (lambda d: (d["outputs"].pop(), d["golden"]["outputs"].pop("attention"), d.update(golden_extremes=None)), (4, 5)),
+        (lambda d: d["outputs"].append({**d["outputs"][0]}), (6, 5)),
+        (lambda d: d["labels"].pop(), (9, "labels", 10, "logits")),
+        (lambda d: d["preprocessing"]["resize"].update(height=48), ("(48, 32)", "(32, 32)")),
+        (lambda d: d["input"].update(shape=["batch", 3, 32, 48]), ("(32, 32)", "(32, 48)")),
+        (lambda d: d["preprocessing"].update(color="BGR"), ("color", "'BGR'")),
     ],
 )
 def test_a_manifest_that_contradicts_its_graph_or_itself_is_refused(
-    change: Callable[[Document], object], words: str, tiny_model: Path, tiny_manifest: Manifest, tmp_path: Path
+    change: Callable[[Document], object], facts: tuple[object, ...], tiny_model: Path, tiny_manifest: Manifest, tmp_path: Path
 ):
     document: Document = json.loads(tiny_manifest.to_json())
     change(document)
     document["parity"]["measured"] = []
-    with pytest.raises(ModelError, match=rf"changed\.onnx: .*{words}.*export"):
-        read_manifest(file_with(tiny_model, tmp_path, json.dumps(fitting(document))))
+    path = file_with(tiny_model, tmp_path, json.dumps(fitting(document)))
+    with pytest.raises(ModelError) as error:
+        read_manifest(path)
+    assert_mentions(one_line(error), path, "export", *facts)
 
 
 def test_a_manifest_that_moved_to_another_graph_is_refused(tiny_projected: Path, tiny_manifest: Manifest, tmp_path: Path):
-    with pytest.raises(ModelError, match="its manifest"):
-        read_manifest(file_with(tiny_projected, tmp_path, tiny_manifest.to_json()))
+    path = file_with(tiny_projected, tmp_path, tiny_manifest.to_json())
+    with pytest.raises(ModelError) as error:
+        read_manifest(path)
+    assert_mentions(one_line(error), path, "embedding float32 (batch, 32)", "tokens float32 (batch, 65, 64)")
 
 
 @pytest.mark.parametrize("name", ["logits", "embedding"])
 def test_logits_and_embedding_are_one_row_an_image(name: str, document: Document):
     document["golden"] = document["golden_extremes"] = document["parity"] = document["labels"] = None
     next(output for output in document["outputs"] if output["name"] == name)["shape"] = ["batch", 2, 5]
-    assert "expected one row an image" in refused(document)
+    assert_mentions(refused(document), name, "('batch', 2, 5)")
 
 
 # ---- free image sizes ----------------------------------------------------------------------------------------------------------------
@@ -704,25 +697,29 @@ def test_a_manifest_of_any_size_has_the_preprocessings_for_a_default(free: Docum
 
 
 @pytest.mark.parametrize(
-    ("change", "words", "by_schema"),
+    ("change", "facts", "by_schema"),
     [
-        (lambda d: d["input"].update(multiple_of=None), "multiple_of is 'None', expected a whole number for an input of any size", True),
-        (lambda d: d["input"].update(multiple_of=0), "multiple_of is '0'", True),
-        (lambda d: d["input"].update(multiple_of=12), r"prepares images of \(32, 32\), which are no multiples of 12", False),
-        (lambda d: d["input"].update(shape=["batch", 3, "width", "height"]), "input.shape is", True),
-        (lambda d: d["input"].update(shape=["batch", 3, "height", 32]), "input.shape is", True),
-        (lambda d: d["input"].update(shape=["batch", 3, 32, 32]), "expected null for an input of one size", True),
-        (lambda d: d["outputs"][0].update(shape=["batch", "classes"]), "golden record's logits has shape|one row an image", False),
+        (lambda d: d["input"].update(multiple_of=None), ("input.multiple_of", "'None'"), True),
+        (lambda d: d["input"].update(multiple_of=0), ("input.multiple_of", "'0'"), True),
+        (lambda d: d["input"].update(multiple_of=12), ("(32, 32)", 12), False),
+        (lambda d: d["input"].update(shape=["batch", 3, "width", "height"]), ("input.shape", "'width', 'height'"), True),
+        (lambda d: d["input"].update(shape=["batch", 3, "height", 32]), ("input.shape", "'height', 32"), True),
+        (lambda d: d["input"].update(shape=["batch", 3, 32, 32]), ("input.multiple_of", "'8'", "null"), True),
+        (lambda d: d["outputs"][0].update(shape=["batch", "classes"]), ("logits", "('batch', 'classes')"), False),
     ],
 )
 def test_a_manifest_of_any_size_that_contradicts_itself_is_refused(
-    change: Callable[[Document], object], words: str, by_schema: bool, free: Document, schema: jsonschema.Draft202012Validator
+    change: Callable[[Document], object],
+    facts: tuple[object, ...],
+    by_schema: bool,
+    free: Document,
+    schema: jsonschema.Draft202012Validator,
 ):
     change(free)
-    assert re.search(words, refused(fitting(free)))
+    assert_mentions(refused(fitting(free)), *facts)
     assert schema.is_valid(free) is not by_schema
 
 
 def test_a_named_size_belongs_to_an_input_of_any_size(document: Document):
     document["outputs"].append({"name": "tokens", "dtype": "float32", "shape": ["batch", "tokens", 32], "meaning": "tokens"})
-    assert "an output of shape ['batch', 'tokens', 32]" in refused(document)
+    assert_mentions(refused(document), "output", "['batch', 'tokens', 32]")

@@ -5,14 +5,14 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from helpers import assert_refused_after_a_fork
+from helpers import assert_mentions, assert_refused_after_a_fork, one_line
 from onnx import numpy_helper
 from PIL import Image
 
@@ -22,10 +22,13 @@ from vit_runtime.errors import ImageError, InputError, ModelError, ProviderError
 from vit_runtime.manifest import KEY, Manifest
 from vit_runtime.model import BATCH_SIZE, Model, Prediction
 from vit_runtime.preprocess import pixel_values
+from vit_runtime.providers import create_session
 from vit_runtime.threads import physical_cores
 
-# float32 sums in another order at another batch size: a few units in the last place of numbers around 1.
-SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
+
+def assert_close(actual: Any, expected: Any) -> None:
+    """The same but for float32 sums in another order at another batch size: a few units in the last place of numbers around 1."""
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +50,6 @@ def pictures() -> list[np.ndarray]:
 
 def inputs(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 3, 32, 32)).astype(np.float32)
-
-
-def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def prediction(*logits: float, labels: tuple[str, ...] | None = None) -> Prediction:
@@ -76,13 +74,14 @@ def test_a_path_may_be_text(tiny_model: Path):
 def test_threads_are_those_asked_for(tiny_model: Path, model: Model):
     single = vit.load(tiny_model, "cpu", threads=1)
     assert single.threads == 1
-    np.testing.assert_allclose(single.run(inputs(3))["logits"], model.run(inputs(3))["logits"], **SAME_BUT_FOR_ORDER)
+    assert_close(single.run(inputs(3))["logits"], model.run(inputs(3))["logits"])
 
 
 @pytest.mark.parametrize("threads", [0, -1, 10**6, 1.5, True])
 def test_impossible_numbers_of_threads_are_refused(threads: Any, tiny_model: Path):
-    with pytest.raises(InputError, match="threads"):
+    with pytest.raises(InputError) as error:
         vit.load(tiny_model, "cpu", threads)
+    assert_mentions(one_line(error), "threads", threads)
 
 
 def test_every_node_runs_on_the_cpu(model: Model):
@@ -96,15 +95,15 @@ def test_a_provider_that_does_not_run_here_is_an_error_and_no_fallback(provider:
     ort = pytest.importorskip("onnxruntime")
     if len(ort.get_available_providers()) > 2:
         pytest.skip("this onnxruntime was built with GPU providers")
-    with pytest.raises(ProviderError, match=provider) as error:
+    with pytest.raises(ProviderError) as error:
         vit.load(tiny_model, provider)
-    assert "pip" in one_line(error)
+    assert_mentions(one_line(error), repr(provider), "pip")
 
 
 def test_an_unknown_provider_is_refused_with_those_that_there_are(tiny_model: Path):
-    with pytest.raises(InputError, match="expected one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx; did you mean 'cuda'") as error:
+    with pytest.raises(InputError) as error:
         vit.load(tiny_model, "cuba")
-    one_line(error)
+    assert_mentions(one_line(error), "'cuba'", "auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx", "'cuda'")
 
 
 @pytest.mark.parametrize(("fixture", "provider"), [("tiny_int8", "cpu"), ("tiny_openvino", "openvino")])
@@ -114,11 +113,11 @@ def test_auto_leaves_a_gpu_that_would_run_a_part_of_the_file_on_the_cpu(
     """The session that is said to be CUDA's has all of its nodes on the CPU."""
     if provider == "openvino":
         pytest.importorskip("openvino")
-    real, asked = vit_runtime.model.create_session, list[str]()
+    asked = list[str]()
 
     def opened(path: Path, name: str, threads: int | None, **options: Any) -> tuple[Any, str]:
         asked.append(name)
-        return (real(path, "cpu", threads)[0], "cuda") if name == "auto" else real(path, name, threads, **options)
+        return (create_session(path, "cpu", threads)[0], "cuda") if name == "auto" else create_session(path, name, threads, **options)
 
     monkeypatch.setattr(vit_runtime.model, "create_session", opened)
     assert vit.load(request.getfixturevalue(fixture)).provider == provider
@@ -134,9 +133,9 @@ def test_a_file_that_cannot_be_read_is_a_model_error(content: bytes | None, tmp_
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.onnx") as error:
+    with pytest.raises(ModelError) as error:
         vit.load(path, "cpu")
-    one_line(error)
+    assert_mentions(one_line(error), path)
 
 
 def test_external_weights_give_the_same_numbers(model: Model, tiny_external: Path):
@@ -148,7 +147,7 @@ def test_external_weights_give_the_same_numbers(model: Model, tiny_external: Pat
 # ---- run -----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("batch", [1, 3, 7])
 def test_run_gives_every_output_by_name_for_any_batch(batch: int, model: Model):
     outputs = model.run(inputs(batch))
     shapes = {"logits": (batch, 10), "embedding": (batch, 32), "tokens": (batch, 17, 32), "attention": (batch, 2, 16)}
@@ -160,7 +159,7 @@ def test_an_image_gets_the_same_numbers_in_any_company(model: Model):
     together, batch = model.run(inputs(5)), inputs(5)
     for row in range(5):
         for name, values in model.run(batch[row : row + 1]).items():
-            np.testing.assert_allclose(values[0], together[name][row], **SAME_BUT_FOR_ORDER)
+            assert_close(values[0], together[name][row])
 
 
 def test_input_that_is_not_contiguous_is_taken_as_it_is(model: Model):
@@ -169,35 +168,35 @@ def test_input_that_is_not_contiguous_is_taken_as_it_is(model: Model):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "facts"),
     [
-        (inputs(1).astype(np.float64), "got pixel values of float64, expected a numpy array of float32"),
-        (inputs(1).astype(np.float16), "float16"),
-        (inputs(1).astype(">f4"), ">f4|float32, expected"),
-        (np.zeros((1, 3, 32, 32), np.uint8), "uint8"),
-        (inputs(1).tolist(), "got pixel values of list"),
-        (None, "got pixel values of NoneType"),
-        (inputs(1)[0], r"shape \(3, 32, 32\), expected \(batch, 3, 32, 32\)"),
-        (inputs(1)[:, :1], r"shape \(1, 1, 32, 32\)"),
-        (inputs(1)[..., :31], r"shape \(1, 3, 32, 31\)"),
-        (inputs(0), r"shape \(0, 3, 32, 32\)"),
-        (np.float32(1), "expected"),
+        (inputs(1).astype(np.float64), ("float64", "float32")),
+        (inputs(1).astype(np.float16), ("float16", "float32")),
+        (inputs(1).astype(">f4"), (">f4", "float32")),
+        (np.zeros((1, 3, 32, 32), np.uint8), ("uint8", "float32")),
+        (inputs(1).tolist(), ("list", "float32")),
+        (None, ("NoneType", "float32")),
+        (inputs(1)[0], ("(3, 32, 32)", "(batch, 3, 32, 32)")),
+        (inputs(1)[:, :1], ("(1, 1, 32, 32)", "(batch, 3, 32, 32)")),
+        (inputs(1)[..., :31], ("(1, 3, 32, 31)", "(batch, 3, 32, 32)")),
+        (inputs(0), ("(0, 3, 32, 32)", "(batch, 3, 32, 32)")),
+        (np.float32(1), ("float32", "numpy")),
     ],
     ids=["float64", "float16", "big-endian", "uint8", "list", "None", "one image", "grey", "narrow", "no image", "scalar"],
 )
-def test_input_of_another_type_or_shape_is_refused(given: Any, words: str, model: Model):
-    with pytest.raises(InputError, match=words) as error:
+def test_input_of_another_type_or_shape_is_refused(given: Any, facts: tuple[str, ...], model: Model):
+    with pytest.raises(InputError) as error:
         model.run(given)
-    one_line(error)
+    assert_mentions(one_line(error), *facts)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_number_that_is_not_finite_is_refused(bad: float, model: Model):
     batch = inputs(3)
     batch[2, 1, 30, 7] = bad
-    with pytest.raises(InputError, match="NaN or Inf") as error:
+    with pytest.raises(InputError) as error:
         model.run(batch)
-    one_line(error)
+    assert_mentions(one_line(error), "NaN", "Inf")
 
 
 def test_a_graph_whose_output_has_another_shape_than_it_declares_is_found_out(tiny_model: Path, tmp_path: Path):
@@ -213,8 +212,9 @@ def test_a_graph_whose_output_has_another_shape_than_it_declares_is_found_out(ti
         model = vit.load(path, "cpu")
     except ModelError:
         return  # a runtime that looks at shapes when it loads
-    with pytest.raises(ModelError, match=r"gave logits of shape \(2, 9\), its manifest says \(2, 10\)"):
+    with pytest.raises(ModelError) as error:
         model.run(inputs(2))
+    assert_mentions(one_line(error), path, "logits", "(2, 9)", "(2, 10)")
 
 
 # ---- predict and embed ---------------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_one_gives_one_and_a_list_or_tuple_a_list(model: Model, pictures: list[n
         found = model.predict(many)
         assert isinstance(found, list)
         assert len(found) == 5
-        np.testing.assert_allclose(found[3].logits, alone.logits, **SAME_BUT_FOR_ORDER)
+        assert_close(found[3].logits, alone.logits)
     embeddings = model.embed(pictures[:5])
     assert isinstance(embeddings, list)
     assert [vector.shape for vector in embeddings] == [(32,)] * 5
@@ -261,10 +261,10 @@ def test_predictions_are_what_run_gives_for_the_prepared_images(model: Model, pi
     np.testing.assert_array_equal(embeddings, batch["embedding"])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8, 20, 21, 100])
+@pytest.mark.parametrize("batch_size", [1, 8, 20, 100])  # 21 images: whole batches, a rest of 5 and of 1, one batch
 def test_the_batch_size_changes_nothing_but_the_speed(batch_size: int, model: Model, pictures: list[np.ndarray]):
     found = [prediction.logits for prediction in model.predict(pictures, batch_size)]
-    np.testing.assert_allclose(found, [prediction.logits for prediction in model.predict(pictures)], **SAME_BUT_FOR_ORDER)
+    assert_close(found, [prediction.logits for prediction in model.predict(pictures)])
 
 
 @pytest.mark.parametrize("method", ["predict", "embed"])
@@ -294,7 +294,8 @@ def test_an_endless_iterator_can_be_left(model: Model, pictures: list[np.ndarray
 
 
 def test_an_iterator_gives_all_before_the_broken_image(model: Model, pictures: list[np.ndarray]):
-    results = model.predict(iter([*pictures[:4], b"broken", *pictures[4:]]), batch_size=2)
+    images: list[np.ndarray | bytes] = [*pictures[:4], b"broken", *pictures[4:]]
+    results = model.predict(iter(images), batch_size=2)
     assert [isinstance(next(results), Prediction) for _ in range(4)] == [True] * 4
     with pytest.raises(ImageError):
         next(results)
@@ -302,9 +303,11 @@ def test_an_iterator_gives_all_before_the_broken_image(model: Model, pictures: l
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one_is_refused_before_anything_is_read(batch_size: int, model: Model):
-    for method in (model.predict, model.embed):
-        with pytest.raises(InputError, match=f"got batch size {batch_size}, expected at least 1"):
+    methods: tuple[Callable[..., object], ...] = (model.predict, model.embed)
+    for method in methods:
+        with pytest.raises(InputError) as error:
             method(iter([]), batch_size)
+        assert_mentions(one_line(error), batch_size, 1)
 
 
 @pytest.mark.parametrize(
@@ -329,16 +332,17 @@ def test_what_is_no_image_is_refused(image: Any, kind: type[Exception], model: M
 
 def test_a_file_without_logits_embeds_and_says_so(embedder: Model, pictures: list[np.ndarray]):
     assert embedder.embed(pictures[0]).shape == (32,)
-    with pytest.raises(InputError, match="has outputs embedding and no logits to classify with; use `embed`") as error:
+    with pytest.raises(InputError) as error:
         embedder.predict(iter([]))  # at once, not when the iterator is read
-    one_line(error)
+    assert_mentions(one_line(error), embedder.path, "embedding", "logits", "embed")
 
 
 def test_a_file_without_an_embedding_says_how_to_get_one(tiny_projected: Path, pictures: list[np.ndarray]):
     model = vit.load(tiny_projected, "cpu")
     assert len(model.predict(pictures[0]).top(3)) == 3
-    with pytest.raises(InputError, match="has outputs logits, tokens and no embedding to embed with; export it with --outputs embedding"):
+    with pytest.raises(InputError) as error:
         model.embed(pictures[0])
+    assert_mentions(one_line(error), tiny_projected, "logits, tokens", "--outputs embedding")
 
 
 def test_a_file_whose_head_projects_embeds_what_it_projects_and_classifies_nothing(tiny_clip: Path, pictures: list[np.ndarray]):
@@ -347,8 +351,9 @@ def test_a_file_whose_head_projects_embeds_what_it_projects_and_classifies_nothi
     assert projected["embedding"].shape == (21, 32)
     np.testing.assert_array_equal(model.embed(pictures, batch_size=21), projected["logits"])
     assert model.embed(pictures[0]).shape == (24,)
-    with pytest.raises(InputError, match="has no classes: its head projects images into a space that they share with texts; use `embed`"):
+    with pytest.raises(InputError) as error:
         model.predict(iter([]))
+    assert_mentions(one_line(error), tiny_clip, "classes", "projects", "embed")
 
 
 def test_what_stands_for_an_image_is_the_projection_where_it_is_put_out_else_the_embedding(tiny_manifest: Manifest):
@@ -388,12 +393,14 @@ def test_probabilities_sum_to_one(model: Model, pictures: list[np.ndarray]):
         assert abs(probabilities.sum() - 1) < 1e-12  # ten roundings of float64
 
 
+@pytest.mark.unit
 def test_probabilities_are_the_softmax_also_of_extreme_logits():
     np.testing.assert_allclose(prediction(0, np.log(3)).probabilities, [0.25, 0.75], rtol=1e-7)  # the logarithm is rounded to float32
     np.testing.assert_array_equal(prediction(3e38, 0, -3e38).probabilities, [1, 0, 0])
     np.testing.assert_array_equal(prediction(-3e38).probabilities, [1])
 
 
+@pytest.mark.unit
 def test_top_is_sorted_and_equal_ones_come_by_number():
     assert [label.index for label in prediction(1, 3, 2, 3, 1).top(5)] == [1, 3, 2, 0, 4]
     assert [label.index for label in prediction(*[0.0] * 1000).top(4)] == [0, 1, 2, 3]
@@ -401,20 +408,25 @@ def test_top_is_sorted_and_equal_ones_come_by_number():
     assert probabilities == sorted(probabilities, reverse=True)
 
 
+@pytest.mark.unit
 def test_top_of_more_classes_than_there_are_gives_them_all():
     assert [label.name for label in prediction(0, 1, labels=("no", "yes")).top()] == ["yes", "no"]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("k", [0, -3])
 def test_top_of_no_class_is_refused(k: int):
-    with pytest.raises(InputError, match=f"got top {k}, expected at least 1"):
+    with pytest.raises(InputError) as error:
         prediction(0, 1).top(k)
+    assert_mentions(one_line(error), k, 1)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_give_no_prediction(bad: float):
-    with pytest.raises(SessionError, match="NaN or Inf"):
+    with pytest.raises(SessionError) as error:
         prediction(0, bad, 1).top()
+    assert_mentions(one_line(error), "NaN", "Inf")
 
 
 # ---- threads and processes -----------------------------------------------------------------------------------------------------------
