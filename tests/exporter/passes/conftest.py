@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from export_cache import ExportCache
 from networks import TINY, randomized
 
 from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
@@ -73,17 +74,13 @@ def with_function() -> Callable[[str], ir.Model]:
 
 
 @pytest.fixture(scope="session")
-def simplified() -> Callable[[ViT, int], ir.Model]:
-    """A graph of a network of `random_network`, as the first passes leave it; each network is traced once."""
-    graphs = dict[Any, ir.Model]()
+def simplified(exports: ExportCache) -> Callable[[ViT, int], ir.Model]:
+    """The network's graph as the first passes leave it; each network is traced once."""
 
-    def make(model: ViT, opset: int) -> ir.Model:
-        key = (model.config, tuple(model.outputs), model.dynamic_size, opset)  # which decide the weights, too
-        if key not in graphs:
-            graphs[key] = FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model
-        return graphs[key].clone()
+    def simplify(model: ViT, opset: int) -> ir.Model:
+        return exports.graph(model, opset, lambda: FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model)
 
-    return make
+    return simplify
 
 
 @pytest.fixture(scope="session")

@@ -143,9 +143,11 @@ def traced_whole(model: ViT) -> ir.Model:
     ("fields", "outputs"),
     [
         ({}, OUTPUT_NAMES),
-        ({"final_norm": "none"}, ("tokens",)),
+        pytest.param({"final_norm": "none"}, ("tokens",), marks=pytest.mark.full),
         ({"final_norm": "pooled"}, ("attention", "tokens")),
-        ({"class_token": False, "pool": "mean", "representation_size": 8}, ("logits", "embedding", "tokens")),
+        pytest.param(
+            {"class_token": False, "pool": "mean", "representation_size": 8}, ("logits", "embedding", "tokens"), marks=pytest.mark.full
+        ),
     ],
     ids=str,
 )
