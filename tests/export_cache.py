@@ -51,9 +51,12 @@ class ExportCache:
             raise RuntimeError(f"a test changed the shared export {entry}; copy the file before you change it, and delete the entry")
         return dataclasses.replace(report, out=entry / name)
 
-    def graph(self, model: ViT, opset: int, make: Callable[[], ir.Model]) -> ir.Model:
-        """What `make` returns for this network and opset: a copy of its own for each caller."""
-        path = self.root / f"graph-{_digest_of_network(model, opset)}.onnx"
+    def graph(self, kind: str, model: ViT, opset: int, make: Callable[[], ir.Model]) -> ir.Model:
+        """The graph that `make` returns, a copy of its own for each caller; one `kind` of graph is made in one way.
+
+        A test that replaces a part of the exporter must call `make` itself.
+        """
+        path = self.root / f"{kind}-{_digest_of_network(model, opset)}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 staging = path.with_suffix(".new")

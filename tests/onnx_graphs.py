@@ -127,6 +127,6 @@ def in_words(shape: str, body: str, **weights: np.ndarray) -> ir.Model:
     model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
     for value in list(model.graph.inputs)[1:]:
         model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(weights[value.name], name=value.name)
+        value.const_value = ir.tensor(weights[str(value.name)], name=value.name)
         model.graph.register_initializer(value)
     return model

@@ -139,7 +139,7 @@ def files_with_errors(checker: str, python: Path, folder: Path, *examples: str) 
     for name in examples:
         (folder / name).write_text((ROOT / "tests" / "typing" / name).read_text())
     (folder / "wrong.py").write_text(WRONG)
-    arguments = ["--strict", "--python-executable", python] if checker == "mypy" else ["--pythonpath", python]
+    arguments: list[str | Path] = ["--strict", "--python-executable", python] if checker == "mypy" else ["--pythonpath", python]
     command = [sys.executable, "-m", checker, *arguments, *examples, "wrong.py"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stdout + result.stderr

@@ -78,7 +78,7 @@ def simplified(exports: ExportCache) -> Callable[[ViT, int], ir.Model]:
     """The network's graph as the first passes leave it; each network is traced once."""
 
     def simplify(model: ViT, opset: int) -> ir.Model:
-        return exports.graph(model, opset, lambda: FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model)
+        return exports.graph("simplified", model, opset, lambda: FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model)
 
     return simplify
 

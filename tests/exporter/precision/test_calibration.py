@@ -13,6 +13,8 @@ from vit_runtime.errors import InputError
 from vit_runtime.golden import golden_images
 from vit_runtime.preprocess import Preprocessing
 
+pytestmark = pytest.mark.unit
+
 PREPARED = Preprocessing.paper(8, 12)
 
 

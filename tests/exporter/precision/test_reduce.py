@@ -52,9 +52,9 @@ def judge(model: ViT, seed: int) -> Judge:
     return Judge("cpu", Execution(), images, float32_outputs(model, images), "logits")
 
 
-def network(model: ViT) -> Network:
+def network(model: ViT, exports: ExportCache) -> Network:
     passes = [each for each in TARGETS["openvino"].passes(PREPARED) if not isinstance(each, FoldNormalization)]
-    unfused, _ = apply(trace(model, 20), passes)
+    unfused, _ = apply(exports.graph("traced", model, 20, lambda: trace(model, 20)), passes)
     graph, _ = apply(unfused.clone(), [FuseMultiHeadAttention()])
     return Network(graph, unfused, (judge(model, 1), judge(model, 2)), judge(model, 3))
 
@@ -74,8 +74,8 @@ def with_outlier() -> ViT:
 
 
 @pytest.fixture(scope="module")
-def planted() -> Network:
-    return network(with_outlier())
+def planted(exports: ExportCache) -> Network:
+    return network(with_outlier(), exports)
 
 
 def reduced(made: Network, precision: str, budget: Budget | None = None, **options) -> Reduced:
@@ -237,6 +237,7 @@ def test_the_graph_that_is_reduced_stays_as_it_was(unfused):
         assert ir.to_proto(unfused).SerializeToString(deterministic=True) == before, precision
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int8-static", "int4w"])
 @pytest.mark.parametrize("target", ["portable", "cpu", "openvino"])
 def test_only_openvino_is_told_what_to_compute_in(target, precision):

@@ -9,6 +9,8 @@ from helpers import assert_mentions
 from vit_exporter.precision.sensitivity import Budget, Kept, mean_cosine, search
 from vit_runtime.accuracy import Accuracy
 
+pytestmark = pytest.mark.unit
+
 NAN = float("nan")
 COSTS = {"blocks.0.fc1": 0.010, "blocks.0.fc2": 0.080, "blocks.1.fc1": 0.001, "blocks.1.fc2": 0.040, "blocks.2.fc1": 0.020}
 WORST_FIRST = sorted(COSTS, key=COSTS.__getitem__, reverse=True)
@@ -153,7 +155,7 @@ def coverage(seed: int) -> Table:
     """
     draw = np.random.default_rng(seed)
     shared = np.concatenate([draw.random((LAYERS, 40)) < 0.15, np.eye(LAYERS, dtype=bool)], axis=1)
-    weights = draw.random(shared.shape[1])
+    weights: np.ndarray = draw.random(shared.shape[1])
     weights /= 2 * weights.sum()
 
     def cosine_of(kept: frozenset[str]) -> float:

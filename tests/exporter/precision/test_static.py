@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from export_cache import ExportCache
 from helpers import assert_mentions, one_line
 from networks import TINY, randomized
 from onnx_graphs import stored
@@ -33,14 +34,16 @@ def pixel_values(seed: int, count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def exact() -> ir.Model:
+def exact(exports: ExportCache) -> ir.Model:
     """A network with a random value in every parameter, in float32, as the passes for static int8 leave it."""
-    return apply(trace(randomized(TINY), 18), TARGETS["portable"].passes(PREPARED, "int8-static"))[0]
+    model = randomized(TINY)
+    graph = exports.graph("traced", model, 18, lambda: trace(model, 18))
+    return apply(graph, TARGETS["portable"].passes(PREPARED, "int8-static"))[0]
 
 
 @pytest.fixture(scope="module")
 def quantized(exact) -> ir.Model:
-    """Its like in static int8. Clone it before you change it."""
+    """The same network in static int8. Clone it before you change it."""
     return quantize_static(exact.clone(), pixel_values(1, 8))
 
 
