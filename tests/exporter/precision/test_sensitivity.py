@@ -155,7 +155,7 @@ def coverage(seed: int) -> Table:
     """
     draw = np.random.default_rng(seed)
     shared = np.concatenate([draw.random((LAYERS, 40)) < 0.15, np.eye(LAYERS, dtype=bool)], axis=1)
-    weights: np.ndarray = draw.random(shared.shape[1])
+    weights = np.asarray(draw.random(shared.shape[1]))
     weights /= 2 * weights.sum()
 
     def cosine_of(kept: frozenset[str]) -> float:
