@@ -55,7 +55,7 @@ def main() -> None:
     )  # fmt: skip
 
 
-def measure(arch: str, kind: str, scratch: Path) -> dict[str, object]:
+def measure(arch: str, kind: str, scratch: Path) -> dict[str, Any]:
     """One checkpoint: written, measured, removed."""
     path = scratch / ("vit.npz" if kind.startswith("JAX") else "vit")
     # In a process of its own: a child's peak memory counts from its parent's.

@@ -66,7 +66,7 @@ def main() -> None:
             run = timed([sys.executable, "-c", script, *map(str, arguments)])
             runs[name] += [run] if number else []
     base = runs["torch eager, memory-mapped checkpoint"]
-    rows = []
+    rows = list[dict[str, Any]]()
     for name, found in runs.items():
         seconds, memory = sorted(run[0] for run in found), statistics.median(run[1] for run in found)
         rows.append(

@@ -30,8 +30,8 @@ def checkpoint(arch: str, folder: Path) -> Path:
 
         width, heads = SIZES[arch]
         torch.manual_seed(0)
-        config = ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width, num_labels=1000)
-        ViTForImageClassification(config).eval().save_pretrained(path)
+        sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "num_labels": 1000}
+        ViTForImageClassification(ViTConfig(**sizes)).eval().save_pretrained(path)
     return path
 
 
@@ -122,7 +122,7 @@ def _plain_export(source: Path, path: Path, dynamo: bool) -> None:
             return self.model(pixel_values).logits
 
     model, images = Logits(ViTForImageClassification.from_pretrained(source).eval()), torch.zeros(2, 3, 224, 224)
-    names = {"input_names": ["pixel_values"], "output_names": ["logits"], "external_data": False}
+    names: dict[str, Any] = {"input_names": ["pixel_values"], "output_names": ["logits"], "external_data": False}
     free: dict[str, Any] = {"dynamic_axes": {"pixel_values": {0: "batch"}, "logits": {0: "batch"}}}
     if dynamo:
         free = {"dynamic_shapes": {"pixel_values": {0: torch.export.Dim("batch")}}}

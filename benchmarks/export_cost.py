@@ -57,8 +57,17 @@ def measure(arch: str, rounds: int, optimum: Path, folder: Path) -> dict[str, An
     source = folder / "source"
     sizes = [config.embed_dim, config.depth, config.num_heads, config.mlp_dim, config.patch_size]
     subprocess.run([optimum / "python", "-c", FOLDER, source, *map(str, sizes)], check=True, capture_output=True)
-    ours = [BIN / "vit-export", "--arch", arch, "--out", folder / "ours.onnx", "--force", "-q"]
-    theirs = [optimum / "optimum-cli", "export", "onnx", "--model", source, "--task", "image-classification", folder / "theirs"]
+    ours: list[str | Path] = [BIN / "vit-export", "--arch", arch, "--out", folder / "ours.onnx", "--force", "-q"]
+    theirs: list[str | Path] = [
+        optimum / "optimum-cli",
+        "export",
+        "onnx",
+        "--model",
+        source,
+        "--task",
+        "image-classification",
+        folder / "theirs",
+    ]
     commands = {"ours": ours, "ours_unverified": [*ours, "--no-verify"], "optimum": theirs}
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(rounds):

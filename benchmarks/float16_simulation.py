@@ -111,20 +111,18 @@ def measured(network: Network, target: str, precision: str, expected: Array, fil
 
 def digits(files: Path) -> Network:
     """The embedded network and the digits that it was not trained on."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from digits_data import load_digits
-
-    folder = files / "digits"
-    folder.mkdir(exist_ok=True)
-    for number, image in enumerate(load_digits("train")[0][:: 4000 // CALIBRATED]):
-        Image.fromarray(image).save(folder / f"{number:04}.png")
-    images, labels = (part[::HELD_OUT] for part in load_digits("heldout"))
+    folder, heldout = files / "digits-train", files / "digits-heldout"
+    for out, split, step in ((folder, "train", 4000 // CALIBRATED), (heldout, "heldout", HELD_OUT)):
+        command = [sys.executable, str(ROOT / "scripts" / "digits_data.py"), str(out), "--split", split, "--every", str(step)]
+        subprocess.run(command, check=True)
+    paths = sorted(heldout.glob("*.png"))  # DIGIT-NUMBER.png
+    labels = np.array([int(path.stem.split("-")[0]) for path in paths])
 
     def measure(expected: Array, found: Array) -> dict[str, Any]:
-        same, right = (int((found.argmax(axis=1) == wanted).sum()) for wanted in (expected.argmax(axis=1), np.asarray(labels)))
+        same, right = (int((found.argmax(axis=1) == wanted).sum()) for wanted in (expected.argmax(axis=1), labels))
         return {"same_class": same, "right": right}
 
-    return Network("digits", "logits", digits_source, [Image.fromarray(image) for image in images], folder, measure)
+    return Network("digits", "logits", digits_source, [Image.open(path) for path in paths], folder, measure)
 
 
 def dinov2(files: Path, found_in: Path) -> Network:

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=Path("build/dinov2"))
     args = parser.parse_args()
     subprocess.run([sys.executable, str(ROOT / "examples" / "photographs.py"), "--out", str(args.files)], check=True)
-    photos = {path.stem: Image.open(path) for path in sorted((args.files / "photos").glob("*.png"))}
+    photos: dict[str, Image.Image] = {path.stem: Image.open(path) for path in sorted((args.files / "photos").glob("*.png"))}
     crops, views = {name: random_crops(photo, seed) for seed, (name, photo) in enumerate(photos.items())}, gallery(photos)
     halves = [list(photos)[start::2] for start in range(2)]
     for folder, names in (("all", list(photos)), ("half-0", halves[0]), ("half-1", halves[1])):

@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import machine, markdown, timed
 
@@ -33,7 +34,7 @@ def main() -> None:
         for arch, command in commands.items():
             run = timed(command)
             runs[arch] += [run] if number else []
-    rows = []
+    rows = list[dict[str, Any]]()
     for arch, found in runs.items():
         seconds = sorted(run[0] for run in found)
         rows.append(

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,13 +15,10 @@ from typing import Any
 import numpy as np
 from common import machine, markdown
 from PIL import Image
+from triton_server import CLIENT, SERVER, install, serve
 
 import vit_runtime as vit
 from vit_exporter import ExportSpec, digits_source, export, random_source, write_triton
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from triton_server import CLIENT, SERVER, install, serve
 
 MODELS = {"digits": digits_source, "ViT-Ti_16": lambda: random_source("ViT-Ti/16", 0)}
 SIZES = {"digits": (28, 28), "ViT-Ti_16": (375, 500)}  # of the images that are sent: a digit, and a photograph's usual size

@@ -38,8 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--arch", default="ViT-B/16", help="the architecture with random weights")
-    out = parser.parse_args().out
-    arch = parser.parse_args().arch
+    parser.add_argument("--every", default="1", metavar="N", help="classify every N-th of the 1,000 held-out digits")
+    args = parser.parse_args()
+    out: Path = args.out
     start = time.perf_counter()
     (out / "held_out").mkdir(parents=True, exist_ok=True)
     for file in (out / "held_out").glob("*.png"):
@@ -47,10 +48,10 @@ def main() -> None:
     vit, digits = out / "vit.onnx", out / "digits.onnx"
 
     exported = [
-        run_json("vit-export", "--arch", arch, "--out", vit, "--force"),
+        run_json("vit-export", "--arch", args.arch, "--out", vit, "--force"),
         run_json("vit-export", "--arch", "digits", "--out", digits, "--force"),
     ]
-    write_held_out(out / "held_out")
+    run(sys.executable, HERE.parent / "scripts" / "digits_data.py", out / "held_out", "--every", args.every)
     run(sys.executable, HERE / "classify_digits.py", digits, out / "held_out", "--out", out)
     parity = [run_json("vit-parity", vit), run_json("vit-parity", digits)]
     predictions = json.loads((out / "predictions.json").read_text())
@@ -83,16 +84,6 @@ def run_json(command: str, *arguments: str | Path) -> dict[str, Any]:
     else:
         print(f"  {'passed' if document['passed'] else 'FAILED'}")
     return document
-
-
-def write_held_out(folder: Path) -> None:
-    """The digits that training never saw, as PNG files DIGIT-NUMBER.png."""
-    sys.path.insert(0, str(HERE.parent / "scripts"))
-    from digits_data import load_digits
-
-    images, labels = load_digits("heldout")
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(image).save(folder / f"{label}-{number:04}.png")
 
 
 def page(exported: list[dict[str, Any]], parity: list[dict[str, Any]], predictions: dict[str, Any], sheet: Path) -> str:

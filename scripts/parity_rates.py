@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def in_half(layer: str, factor: float, proto: onnx.ModelProto) -> None:
     """The layer's input goes through float16, multiplied by `factor` before and divided by it after."""
     place, node = next((place, node) for place, node in enumerate(proto.graph.node) if f"{layer}.weight" in node.input)
     source = node.input[0]
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "fault/factor"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "fault/factor"))
     made = [
         helper.make_node("Mul", [source, "fault/factor"], ["fault/large"]),
         helper.make_node("Cast", ["fault/large"], ["fault/half"], to=onnx.TensorProto.FLOAT16),
@@ -163,6 +164,8 @@ def in_float32(proto: onnx.ModelProto, blocks: Iterable[int], heads: int) -> Ite
 def around(proto: onnx.ModelProto, pruned: bool) -> Iterator[Fault]:
     """Those in front of the blocks, behind them, and in what the manifest says; a `pruned` file has no other tokens behind them."""
     table, patches = "embeddings.pos_embed", "embeddings.patch_embed.proj"
+    kind: str
+    edit: Callable[[Array], Array]
     for kind, edit in (
         ("position rows shifted", partial(np.roll, shift=1, axis=1)), ("two position rows swapped", partial(swap_rows, 2, 3)),
         ("positions dropped", np.zeros_like), ("class token dropped", partial(zero_row, 0)),
@@ -364,6 +367,7 @@ HONEST = [
     *((target, "int8-static", opset) for target in ("portable", "openvino") for opset in (18, 20)),
 ]
 HONEST_SIZES = range(1, 17)
+SAMPLE_SEED = 0
 
 
 def exported(folder: Path, target: str, precision: str, opset: int = 20, checkpoint: Path | None = None) -> Path:
@@ -375,24 +379,40 @@ def exported(folder: Path, target: str, precision: str, opset: int = 20, checkpo
     return out
 
 
+def one_of_each_kind(faults: Iterable[Fault], count: int) -> list[Fault]:
+    """Faults of `count` different kinds; the kinds, and the place of each fault, are chosen by a fixed seed."""
+    by_kind, draw = dict[str, list[Fault]](), random.Random(SAMPLE_SEED)
+    for fault in faults:
+        by_kind.setdefault(fault.kind, []).append(fault)
+    return [draw.choice(of_kind) for of_kind in draw.sample(list(by_kind.values()), count)]
+
+
 def try_faults(
-    folder: Path, target: str, precision: str, step: int = 1, checkpoint: Path | None = None, others: int = OTHERS
+    folder: Path,
+    target: str,
+    precision: str,
+    step: int = 1,
+    checkpoint: Path | None = None,
+    others: int = OTHERS,
+    count: int | None = None,
 ) -> list[Verdict]:
-    """Every fault, or every `step`-th, that can be put into the file."""
+    """Every `step`-th fault that can be put into the file, or `count` faults of different kinds."""
     path = exported(folder, target, precision, checkpoint=checkpoint)
     manifest, _ = read_manifest(path)
     proto, blocks = onnx.load(path), range(manifest.model["depth"])
-    faults = in_float32(proto, blocks, manifest.model["num_heads"]) if precision == "fp32" else in_int8(proto, blocks)
+    faults = list(in_float32(proto, blocks, manifest.model["num_heads"]) if precision == "fp32" else in_int8(proto, blocks))
     trial = Trial(path, "cpu", folder, others)
-    return [trial.judge(fault) for fault in list(faults)[::step]]
+    return [trial.judge(fault) for fault in (faults[::step] if count is None else one_of_each_kind(faults, count))]
 
 
-def honest(folder: Path, providers: Sequence[str], files: Sequence[tuple[str, str, int]] = HONEST) -> Iterator[tuple[str, bool]]:
+def honest(
+    folder: Path, providers: Sequence[str], files: Sequence[tuple[str, str, int]] = HONEST, sizes: Sequence[int] = HONEST_SIZES
+) -> Iterator[tuple[str, bool]]:
     """What other passes, precisions, opsets, threads, providers and batch sizes make of the same network, and whether it passes."""
     for file, provider, threads in itertools.product(files, providers, (1, 2)):
         path = exported(folder, *file)
         model = vit.load(path, provider, threads)
-        for size in HONEST_SIZES:
+        for size in sizes:
             what = f"{path.stem} on {provider}, {threads} threads, batch size {size}"
             yield what, check_record(model.run, model.manifest, model.provider, [size]).passed
 

@@ -49,9 +49,11 @@ MODULES = (
     "naflexvit",
 )
 # What the factory takes, and what matters to training or to how an image of another size is met.
-LEFT_OUT = ("pretrained_filter_fn", "pretrained_strict", "feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-LEFT_OUT += ("weight_init", "fix_init", "head_init_scale", "dynamic_img_size", "dynamic_img_pad", "device", "dtype")
-LEFT_OUT += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
+LEFT_OUT = (
+    "pretrained_filter_fn", "pretrained_strict", "feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir",
+    "weight_init", "fix_init", "head_init_scale", "dynamic_img_size", "dynamic_img_pad", "device", "dtype",
+    "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords",
+)  # fmt: skip
 SETTING = ("input_size", "fixed_input_size", "num_classes", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 

@@ -74,6 +74,7 @@ def init_model() -> ViT:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
+    assert model.embeddings.pos_embed is not None
     nn.init.normal_(model.embeddings.pos_embed, std=0.3, generator=generator)
     return model
 

@@ -9,18 +9,21 @@ import dataclasses
 import hashlib
 import pickle
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
 from filelock import FileLock
 
 import vit_exporter
 import vit_models
 import vit_runtime
 from vit_exporter import ExportReport, ExportSpec, Source, export
+from vit_models import ViT
 
 REPORT = "report.pickle"
 
@@ -47,6 +50,19 @@ class ExportCache:
         if _digest_of(_files(entry), entry) != digest:
             raise RuntimeError(f"a test changed the shared export {entry}; copy the file before you change it, and delete the entry")
         return dataclasses.replace(report, out=entry / name)
+
+    def graph(self, kind: str, model: ViT, opset: int, make: Callable[[], ir.Model]) -> ir.Model:
+        """The graph that `make` returns, a copy of its own for each caller; one `kind` of graph is made in one way.
+
+        A test that replaces a part of the exporter must call `make` itself.
+        """
+        path = self.root / f"{kind}-{_digest_of_network(model, opset)}.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                staging = path.with_suffix(".new")
+                staging.write_bytes(ir.to_proto(make()).SerializeToString())
+                staging.rename(path)
+        return ir.from_proto(onnx.load(path))
 
     def _make(self, entry: Path, source: Source, spec: ExportSpec) -> None:
         staging = entry.with_suffix(".new")
@@ -79,11 +95,14 @@ def code_digest() -> str:
 
 
 def _key(source: Source, spec: ExportSpec) -> str:
-    model, digest = source.model, hashlib.sha256()
-    facts = (model.config, tuple(model.outputs), model.dynamic_size, source.arch, source.checkpoint, source.preprocessing, source.labels)
-    digest.update(repr((facts, source.notes, dataclasses.replace(spec, calibrate=None))).encode())
-    if spec.calibrate:
-        digest.update(_digest_of(spec.calibrate.rglob("*"), spec.calibrate).encode())
+    images = _digest_of(spec.calibrate.rglob("*"), spec.calibrate) if spec.calibrate else None
+    facts = (source.arch, source.checkpoint, source.preprocessing, source.labels, source.notes)
+    return _digest_of_network(source.model, *facts, dataclasses.replace(spec, calibrate=None), images)
+
+
+def _digest_of_network(model: ViT, *facts: object) -> str:
+    """Digest of the network, its weights, and what else decides the file."""
+    digest = hashlib.sha256(repr((model.config, tuple(model.outputs), model.dynamic_size, *facts)).encode())
     for name, values in model.state_dict().items():
         digest.update(name.encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

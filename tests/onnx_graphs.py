@@ -105,6 +105,21 @@ def branches(inner: NodeProto) -> ModelProto:
     return graph([node("If", ["c"], ["y"], name="if", then_branch=then, else_branch=other)], [truth], domains=["com.microsoft"])
 
 
+def stored(model: ir.Model, name: str) -> np.ndarray:
+    """The values of an initializer."""
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def producer(value: ir.Value | None) -> ir.Node:
+    """The node that computes the value."""
+    assert value is not None
+    node = value.producer()
+    assert node is not None
+    return node
+
+
 def in_words(shape: str, body: str, **weights: np.ndarray) -> ir.Model:
     """x float of that shape through nodes in ONNX's text form, to out of the same shape, every value typed; weights by name."""
     declared = "".join(f", float[{','.join(map(str, numbers.shape))}] {name}" for name, numbers in weights.items())
@@ -113,6 +128,6 @@ def in_words(shape: str, body: str, **weights: np.ndarray) -> ir.Model:
     for value in list(model.graph.inputs)[1:]:
         assert value.name is not None
         model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(weights[value.name], name=value.name)
+        value.const_value = ir.tensor(weights[str(value.name)], name=value.name)
         model.graph.register_initializer(value)
     return model

@@ -14,6 +14,7 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_no_module_imports_what_its_layer_must_not(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
@@ -23,8 +24,8 @@ def test_no_module_imports_what_its_layer_must_not(folder):
 
 
 @pytest.mark.parametrize(("folder", "line"), [("runtime/vit_runtime", "import torch"), ("models/vit_models", "import vit_runtime")])
-def test_the_linter_holds_the_line(folder, line):
-    """A forbidden import is an error of the linter, told where the file would lie."""
+def test_the_linter_refuses_a_forbidden_import(folder, line):
+    """The linter is given the place where the file would be."""
     check = [sys.executable, "-m", "ruff", "check", "--select", "TID251", "--stdin-filename", f"{folder}/made_up.py", "-"]
     done = subprocess.run(check, input=f"{line}\n", text=True, capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 1
@@ -36,6 +37,7 @@ def test_importing_the_runtime_loads_no_heavy_package():
     assert subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True).stdout.strip() == ""
 
 
+@pytest.mark.unit
 def test_the_public_names_are_these():
     """A name that users import is added or removed on purpose, here and in the changelog."""
     import vit_exporter

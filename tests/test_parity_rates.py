@@ -1,72 +1,88 @@
 """What vit-parity flags and what it passes: faults in files of the trained network, and honest variants of them."""
 
-import runpy
 from pathlib import Path
 
+import parity_rates
 import pytest
+from export_cache import ExportCache
+from parity_rates import HONEST, HONEST_SIZES, Fault, Trial, Verdict, honest, try_faults
 
+from vit_exporter import digits_source
 from vit_runtime.obstacle import Obstacle
 from vit_runtime.openvino_engine import find_openvino
 
-SUITE = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "parity_rates.py"))
 PROVIDERS = ["cpu", *(["openvino"] if not isinstance(find_openvino(), Obstacle) else [])]
+FILES = [("portable", "fp32", 18), ("cpu", "fp32", 20), ("openvino", "fp32", 23), ("cpu", "int8", 20), ("openvino", "int8-static", 20)]
+FULL, SLOW = pytest.mark.full, pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("rates")
+@pytest.fixture(autouse=True)
+def _shared_exports(exports: ExportCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the trained network come from the shared exports."""
+
+    def exported(folder: Path, target: str, precision: str, opset: int = 20, checkpoint: Path | None = None) -> Path:
+        return exports.export(
+            digits_source(), f"{target}-{precision}-opset{opset}.onnx", target=target, precision=precision, opset=opset
+        ).out
+
+    monkeypatch.setattr(parity_rates, "exported", exported)
 
 
-def shares(verdicts) -> tuple[int, int]:
+def shares(verdicts: list[Verdict]) -> tuple[int, int]:
+    """How many of the faults that matter are flagged, and how many matter."""
     matter = [verdict for verdict in verdicts if verdict.matters]
-    print(f"{sum(v.flagged for v in matter)} of {len(matter)} faults that matter are flagged, {len(verdicts)} were put in")
+    print(f"{sum(verdict.flagged for verdict in matter)} of {len(matter)} faults that matter are flagged, of {len(verdicts)} faults")
     return sum(verdict.flagged for verdict in matter), len(matter)
 
 
-def well_located(verdicts) -> float:
-    """The share of the faults that matter, and can be run, whose part of the network is named."""
-    looked = [verdict for verdict in verdicts if verdict.matters and verdict.place is not None]
-    print(f"{sum(v.located for v in looked)} of {len(looked)} are located rightly")
-    return sum(verdict.located for verdict in looked) / len(looked)
+def well_located(verdicts: list[Verdict]) -> float:
+    """The share of the faults that matter, in files that can be run, whose part of the network is named."""
+    located = [verdict.located for verdict in verdicts if verdict.matters and verdict.place is not None]
+    print(f"{sum(located)} of {len(located)} faults are located in the right part")
+    return sum(located) / len(located)
 
 
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_fault_in_a_float32_file_that_matters_is_flagged(folder, step):
-    verdicts = SUITE["try_faults"](folder, "portable", "fp32", step)
+# `count` faults of different kinds, each in one place, or every `step`-th of all faults in all places.
+@pytest.mark.parametrize(
+    ("step", "count"), [(1, 12), pytest.param(9, None, marks=FULL), pytest.param(1, None, marks=SLOW)], ids=["kinds", "some", "all"]
+)
+def test_every_fault_in_a_float32_file_that_matters_is_flagged(tmp_path: Path, step: int, count: int | None):
+    verdicts = try_faults(tmp_path, "portable", "fp32", step, count=count)
     flagged, matter = shares(verdicts)
-    assert matter >= 0.9 * len(verdicts)  # an epsilon may change nothing; nearly everything else does
-    assert [verdict.fault.name for verdict in verdicts if verdict.missed] == []
-    assert flagged == matter
-    assert well_located(verdicts) >= 0.95
-
-
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_fault_in_an_int8_file_that_matters_is_flagged(folder, step):
-    verdicts = SUITE["try_faults"](folder, "cpu", "int8", step)
-    flagged, matter = shares(verdicts)
-    assert matter >= 20
+    assert matter >= (0.9 if count is None else 0.8) * len(verdicts)  # an epsilon may change nothing; nearly everything else does
     assert [verdict.fault.name for verdict in verdicts if verdict.missed] == []
     assert flagged == matter
     assert well_located(verdicts) >= 0.95
 
 
 @pytest.mark.parametrize(
-    "files",
-    [
-        [("portable", "fp32", 18), ("cpu", "fp32", 20), ("openvino", "fp32", 23), ("cpu", "int8", 20), ("openvino", "int8-static", 20)],
-        pytest.param(SUITE["HONEST"], marks=pytest.mark.slow),
-    ],
-    ids=len,
+    ("step", "count", "least"),
+    [(1, 12, 8), pytest.param(5, None, 20, marks=FULL), pytest.param(1, None, 20, marks=SLOW)],
+    ids=["kinds", "some", "all"],
 )
-def test_no_honest_variant_is_flagged(folder, files):
-    variants = dict(SUITE["honest"](folder, PROVIDERS, files))
-    assert len(variants) == len(files) * len(PROVIDERS) * 2 * 16
+def test_every_fault_in_an_int8_file_that_matters_is_flagged(tmp_path: Path, step: int, count: int | None, least: int):
+    verdicts = try_faults(tmp_path, "cpu", "int8", step, count=count)
+    flagged, matter = shares(verdicts)
+    assert matter >= least
+    assert [verdict.fault.name for verdict in verdicts if verdict.missed] == []
+    assert flagged == matter
+    assert well_located(verdicts) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("files", "sizes"),
+    [(FILES, (1, 3, 7)), pytest.param(FILES, HONEST_SIZES, marks=FULL), pytest.param(HONEST, HONEST_SIZES, marks=SLOW)],
+    ids=["some sizes", "all sizes", "all files"],
+)
+def test_no_honest_variant_is_flagged(tmp_path: Path, files: list[tuple[str, str, int]], sizes: list[int]):
+    variants = dict(honest(tmp_path, PROVIDERS, files, sizes))
+    assert len(variants) == len(files) * len(PROVIDERS) * 2 * len(sizes)  # with one thread and with two
     assert [what for what, passed in variants.items() if not passed] == []
 
 
-def test_what_matters_is_judged_by_other_images_than_the_golden_ones(folder):
-    """A fault that changes nothing does not matter, and one that is seen on other images alone is a miss."""
-    trial = SUITE["Trial"](SUITE["exported"](folder, "portable", "fp32"), "cpu", folder, 4)
-    none = trial.judge(SUITE["Fault"]("nothing", "nowhere", lambda proto: None))
+def test_what_matters_is_judged_by_other_images_than_the_golden_ones(tmp_path: Path):
+    """A fault that changes nothing does not matter, and one that shows on other images only is a miss."""
+    trial = Trial(parity_rates.exported(tmp_path, "portable", "fp32"), "cpu", tmp_path, 4)
+    none = trial.judge(Fault("nothing", "nowhere", lambda proto: None))
     assert (none.effect, none.flagged, none.missed) == (0, False, False)
-    assert SUITE["Verdict"](none.fault, 1.5, flagged=False).missed
+    assert Verdict(none.fault, 1.5, flagged=False).missed

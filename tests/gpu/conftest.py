@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from export_cache import ExportCache
 
-from vit_exporter import ExportSpec, Source, export
+from vit_exporter import Source
 from vit_runtime.gpu_options import GPU_PROVIDERS, TAKEN_BY
 from vit_runtime.providers import Probe, probe
 
@@ -58,17 +59,9 @@ def tensorrt(needs: Callable[[str], None]) -> str:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """The tiny network as vit-export makes it for a target in a precision, made once."""
-    folder, made = tmp_path_factory.mktemp("gpu"), dict[tuple[str, str], Path]()
-
-    def make(target: str, precision: str) -> Path:
-        if (target, precision) not in made:
-            made[target, precision] = folder / f"{target}-{precision}.onnx"
-            export(lambda: tiny_source, ExportSpec(made[target, precision], target=target, precision=precision))
-        return made[target, precision]
-
-    return make
+def exported(tiny_source: Source, exports: ExportCache) -> Callable[[str, str], Path]:
+    """The file that the tiny network is exported to for a target in a precision."""
+    return lambda target, precision: exports.export(tiny_source, f"{target}-{precision}.onnx", target=target, precision=precision).out
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from vit_runtime.providers import placement
 from vit_runtime.tensorrt import build
 from vit_runtime.tensorrt.compilers import RTX, TENSORRT, is_there
 
-# float32 sums in another order on another processor: a few units in the last place of numbers around 1.
-SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
+# float32 sums in another order on another processor: a few units in the last place of values around 1.
+RTOL, ATOL = 1e-4, 1e-5
 SIZES = "1,2,3,7,8"
 
 
@@ -54,7 +54,7 @@ def test_a_graph_gives_what_a_plain_run_gives(recorder: str, tiny_model: Path):
     for batch in (*range(1, 9), 3, 1):
         expected = plain.run(inputs(batch, batch))
         for name, values in graph.run(inputs(batch, batch)).items():
-            np.testing.assert_allclose(values, expected[name], **SAME_BUT_FOR_ORDER)
+            np.testing.assert_allclose(values, expected[name], rtol=RTOL, atol=ATOL)
 
 
 def test_a_batch_on_the_gpu_and_one_in_page_locked_memory_give_the_same(recorder: str, tiny_model: Path):
@@ -76,7 +76,7 @@ def test_a_stream_of_the_callers_serves(recorder: str, tiny_model: Path):
     runtime = runtime or _cuda_runtime()
     assert runtime.cudaStreamCreate(ctypes.byref(stream)) == 0
     for name, values in vit.load(tiny_model, recorder, stream=stream.value).run(inputs(3)).items():
-        np.testing.assert_allclose(values, expected[name], **SAME_BUT_FOR_ORDER)
+        np.testing.assert_allclose(values, expected[name], rtol=RTOL, atol=ATOL)
 
 
 def test_the_placement_counts_tensorrts_parts(tensorrt: str, tiny_model: Path):

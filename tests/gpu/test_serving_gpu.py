@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import failed, inputs, run
+from helpers import assert_mentions, failed, inputs, one_line, run
 
 import vit_runtime as vit
 from vit_runtime.engine_cache import EngineCache
@@ -21,7 +21,8 @@ from vit_runtime.memory import peak_memory
 from vit_runtime.model import Model
 from vit_runtime.providers import create_session
 
-SAME_BUT_FOR_ORDER = {"rtol": 1e-4, "atol": 1e-5}
+# float32 sums in another order on another processor: a few units in the last place of values around 1.
+RTOL, ATOL = 1e-4, 1e-5
 LOAD = "import sys, vit_runtime as vit; vit.load(sys.argv[1], 'tensorrt', cache_dir=sys.argv[2], tell=print)"
 
 
@@ -37,8 +38,8 @@ def engines(folder: Path) -> dict[Path, int]:
 
 
 def test_of_processes_one_builds_and_the_others_reuse(tensorrt: str, tiny_model: Path, tmp_path: Path):
-    said = [child.communicate(timeout=600)[0] for child in [load_apart(tiny_model, tmp_path) for _ in range(3)]]
-    assert sum("building the TensorRT engine" in text for text in said) == 1
+    printed = [child.communicate(timeout=600)[0] for child in [load_apart(tiny_model, tmp_path) for _ in range(3)]]
+    assert sum(tiny_model.name in text for text in printed) == 1  # one of them says that it builds
     kept = engines(tmp_path)
     assert kept
     assert load_apart(tiny_model, tmp_path).communicate(timeout=600)[0] == ""
@@ -66,11 +67,13 @@ def test_a_truncated_engine_is_built_again(tensorrt: str, tiny_model: Path, tmp_
     expected = vit.load(tiny_model, tensorrt, cache_dir=tmp_path).run(inputs(2))
     for path in engines(tmp_path):
         path.write_bytes(path.read_bytes()[:keep])
-    said = list[str]()
-    found = vit.load(tiny_model, tensorrt, cache_dir=tmp_path, tell=said.append).run(inputs(2))
-    assert "is damaged: the engine is built again" in said[0]
-    for name, values in found.items():
-        np.testing.assert_allclose(values, expected[name], **SAME_BUT_FOR_ORDER)
+    notes = list[str]()
+    damaged = engines(tmp_path)
+    outputs = vit.load(tiny_model, tensorrt, cache_dir=tmp_path, tell=notes.append).run(inputs(2))
+    assert str(tmp_path) in notes[0]  # the damaged entry
+    assert engines(tmp_path) != damaged
+    for name, values in outputs.items():
+        np.testing.assert_allclose(values, expected[name], rtol=RTOL, atol=ATOL)
 
 
 def free_memory() -> int:
@@ -118,12 +121,13 @@ def test_two_threads_get_their_own_answers(name: str, cuda_graph: bool, needs: C
 
 def test_a_gpu_that_is_not_there_is_one_line(provider: str, tiny_model: Path):
     message = failed(run("vit-bench", tiny_model, "--provider", provider, "--device-id", "99"), 4)
-    assert "got device_id 99, but the GPUs here are 0: " in message
+    assert_mentions(message, 99, 0)  # the number that is not there, and the first one that is
 
 
 def test_a_gpu_without_room_is_one_line_with_the_batch(cuda: str, tiny_model: Path):
     manifest, file = read_manifest(tiny_model)
     session, _ = create_session(tiny_model, cuda, None, {**cuda_options(GpuOptions()), "gpu_mem_limit": str(16 << 20)})
     model = Model(tiny_model, manifest, file, GpuSession(session, cuda, manifest, file, GpuOptions()), cuda, 1)
-    with pytest.raises(vit.SessionError, match=r"cuda ran out of memory on a batch of 4096 .*; run at most 2048 images together"):
+    with pytest.raises(vit.SessionError) as raised:
         model.run(inputs(4096))
+    assert_mentions(one_line(raised), "cuda", 4096, 2048)

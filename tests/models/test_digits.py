@@ -1,15 +1,11 @@
 """The trained network that ships with the package reads digits that it has not seen."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from digits_data import load_digits
 
 from vit_models import digits_checkpoint, load
-
-load_digits = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "digits_data.py"))["load_digits"]
 
 
 @pytest.mark.unit

@@ -1,20 +1,24 @@
-"""Small graphs for the passes: their weights, their numbers, and a network before and after a pass."""
+"""Small graphs for the passes: their weights and outputs, and a network before and after a pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from export_cache import ExportCache
+from networks import TINY, randomized
 
 from vit_exporter.passes.fold_weight_transposes import FoldWeightTransposes
 from vit_exporter.passes.simplify import Simplify
 from vit_exporter.reference import float32_outputs, float64_outputs
 from vit_exporter.trace import trace
-from vit_models import ViT, ViTConfig
+from vit_models import ViT
 from vit_runtime.parity import measure, scale_of
 
 BATCH = 5  # divides nothing
@@ -27,15 +31,16 @@ def _random(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def weighted() -> Callable[..., ir.Model]:
-    """Parses a graph, with shapes inferred; the inputs that are `weights` become initialisers of random numbers."""
+    """Parses a graph, with shapes inferred; the inputs that are `weights` become initializers with random values."""
 
     def make(text: str, weights: str) -> ir.Model:
         model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True, data_prop=True))
         for value in list(model.graph.inputs):
             if value.name in weights.split():
                 model.graph.inputs.remove(value)
-                numbers = _random(tuple(value.shape.numpy()), sum(value.name.encode()))
-                value.const_value = ir.tensor(numbers, name=value.name)
+                assert value.shape is not None
+                values = _random(tuple(value.shape.numpy()), sum(value.name.encode()))
+                value.const_value = ir.tensor(values, name=value.name)
                 model.graph.register_initializer(value)
         return model
 
@@ -69,31 +74,32 @@ def with_function() -> Callable[[str], ir.Model]:
 
 
 @pytest.fixture(scope="session")
-def simplified() -> Callable[[ViT, int], ir.Model]:
-    """A network's graph as the first passes leave it."""
-    return lambda model, opset: FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model
+def simplified(exports: ExportCache) -> Callable[[ViT, int], ir.Model]:
+    """The network's graph as the first passes leave it; each network is traced once."""
+
+    def simplify(model: ViT, opset: int) -> ir.Model:
+        return exports.graph("simplified", model, opset, lambda: FoldWeightTransposes()(Simplify()(trace(model, opset)).model).model)
+
+    return simplify
 
 
 @pytest.fixture(scope="session")
 def random_network() -> Callable[..., ViT]:
-    """A network all of whose parameters are random numbers, so that a lost one is seen."""
+    """A network with a random value in every parameter, so that a lost parameter changes the outputs."""
 
-    def make(outputs: tuple[str, ...] | None = None, dynamic_size: bool = False, **fields: object) -> ViT:
-        sizes = {"img_size": (16, 24), "patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 3, "mlp_dim": 40, "num_classes": 10}
-        model = ViT(ViTConfig(**{**sizes, **fields}), outputs, dynamic_size).eval()
-        for index, parameter in enumerate(model.parameters()):
-            spread = 0.2 if parameter.ndim > 1 else 0.5
-            parameter.data.copy_(parameter.data.new_tensor(_random(tuple(parameter.shape), index) * spread))
-        return model
+    def make(outputs: tuple[str, ...] | None = None, dynamic_size: bool = False, **fields: Any) -> ViT:
+        return randomized(
+            replace(TINY, **{"img_size": (16, 24), "embed_dim": 36, "num_heads": 3, "mlp_dim": 40, **fields}), outputs, dynamic_size
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
 def worst_floors() -> Callable[[ViT, ir.Model], float]:
-    """How far the graph is from float64 PyTorch, in float32 PyTorch's own errors, root mean square: files are held to 4.
+    """The graph's error against float64 PyTorch, as a multiple of float32 PyTorch's own error, root mean square; files are limited to 4.
 
-    The worst of the outputs, over 60 images of batch 5.
+    The worst of the outputs, over 60 images in batches of 5.
     """
 
     def judge(model: ViT, graph: ir.Model) -> float:

@@ -7,6 +7,8 @@ from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 from vit_exporter.passes.applying import apply, entry_of, ops
 from vit_exporter.passes.simplify import Simplify
 
+pytestmark = pytest.mark.unit
+
 # A copy, two nodes that nobody reads, and what is computed.
 TEXT = """<ir_version: 10, opset_import: ["": 18]> main (float[batch, 3] x) => (float[batch, 3] out)
 { a = Identity(x)  b = Neg(a)  c = Relu(b)  d = Neg(b)  out = Neg(d) }"""

@@ -76,6 +76,7 @@ def test_anything_else_is_left_alone(queries, weighted, run, written):
     np.testing.assert_array_equal(run(model)[0], numbers[0])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("output", ["q", "y", "t"])
 def test_what_leaves_the_graph_is_not_scaled(output, weighted):
     model = weighted(packed("y = Mul(q, s)"), "w b c")
@@ -83,6 +84,7 @@ def test_what_leaves_the_graph_is_not_scaled(output, weighted):
     assert not FoldAttentionScale()(model).modified
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("weights", ["w", "b"])
 def test_a_weight_that_is_not_constant_is_left_alone(weights, weighted):
     assert not FoldAttentionScale()(weighted(packed("y = Mul(q, s)"), weights)).modified
@@ -96,6 +98,7 @@ def test_the_query_of_a_constant_probe_is_scaled_whole(weighted, run):
     np.testing.assert_allclose(run(model)[0], before[0], rtol=0, atol=5e-6)  # sums of 24 products, each rounded to 6e-8
 
 
+@pytest.mark.unit
 def test_numbers_are_multiplied_only_when_somebody_reads_them(weighted):
     def read() -> ir.TensorProtocol:
         raise AssertionError("a weight was read")
@@ -107,8 +110,9 @@ def test_numbers_are_multiplied_only_when_somebody_reads_them(weighted):
     assert FoldAttentionScale()(model).modified
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         FoldAttentionScale()(with_function(PROBE))
 
 
@@ -125,7 +129,7 @@ NETWORKS = {
 @pytest.mark.parametrize(("fields", "outputs", "scales"), NETWORKS.values(), ids=NETWORKS)
 def test_a_network_computes_the_same_without_its_scales(fields, outputs, scales, random_network, simplified, worst_floors):
     model = random_network(outputs, **fields)
-    graph = simplified(model, 20)
+    graph = simplified(model, 23)  # test_fuse_attention.py takes the same graphs
     nodes = len(graph.graph)
     assert FoldAttentionScale()(graph).modified == (scales > 0)
     assert len(graph.graph) == nodes - scales

@@ -68,17 +68,20 @@ def test_anything_else_is_left_alone(text, weighted, run, written):
     np.testing.assert_array_equal(run(model)[0], numbers[0])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("weights", ["w b", "w g", "b g"])
 def test_what_is_not_constant_is_left_alone(weights, weighted):
     assert not FoldLayerScale()(weighted(LINEAR, weights)).modified
 
 
+@pytest.mark.unit
 def test_factors_that_can_be_given_at_run_time_are_left_alone(weighted):
     model = weighted(LINEAR, "w b g")
     model.graph.inputs.append(model.graph.initializers["g"])
     assert not FoldLayerScale()(model).modified
 
 
+@pytest.mark.unit
 def test_numbers_are_multiplied_only_when_somebody_reads_them(weighted):
     def read() -> ir.TensorProtocol:
         raise AssertionError("a weight was read")
@@ -89,8 +92,9 @@ def test_numbers_are_multiplied_only_when_somebody_reads_them(weighted):
     assert FoldLayerScale()(model).modified
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         FoldLayerScale()(with_function(LINEAR))
 
 

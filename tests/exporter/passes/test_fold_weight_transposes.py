@@ -27,6 +27,7 @@ NO_PERM = f"{HEAD}(float[3, 4] x, float[2, 4] w) => (float[3, 2] out) {{ t = Tra
 def graph(text: str) -> ir.Model:
     model = ir.from_onnx_text(text)
     weight = model.graph.inputs.pop()  # the last input of the text is the weight
+    assert weight.shape is not None
     numbers = np.arange(np.prod(weight.shape.numpy()), dtype=np.float32).reshape(weight.shape.numpy())
     weight.const_value = ir.tensor(numbers, name="w")
     model.graph.register_initializer(weight)
@@ -45,7 +46,9 @@ def test_a_transposed_weight_is_stored_the_way_it_is_read(text, shape):
     before = run(model)
     assert FoldWeightTransposes()(model).modified
     assert not [node for node in model.graph if node.op_type == "Transpose"]
-    assert list(model.graph.initializers["w"].shape.numpy()) == shape  # under the same name
+    stored_shape = model.graph.initializers["w"].shape  # under the same name
+    assert stored_shape is not None
+    assert list(stored_shape.numpy()) == shape
     np.testing.assert_array_equal(run(model), before)  # small whole numbers, exact in float32, so no tolerance
 
 
@@ -58,6 +61,7 @@ def test_what_is_not_a_weight_read_by_one_transpose_is_left_alone(text):
     np.testing.assert_array_equal(run(model), numbers)
 
 
+@pytest.mark.unit
 def test_numbers_are_moved_only_when_somebody_reads_them():
     reads = []
 
@@ -73,6 +77,7 @@ def test_numbers_are_moved_only_when_somebody_reads_them():
     assert reads
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("perm", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
 def test_a_tensor_and_its_permutation_agree_with_numpy(perm):
     numbers = np.arange(24, dtype=np.float32).reshape(2, 3, 4)

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 
 from vit_exporter.passes.name_by_module import SCOPES, NameByModule, module_of, scopes_of
 
@@ -44,6 +45,7 @@ def test_nodes_and_values_are_named_after_their_module_and_op_and_numbered():
         np.testing.assert_array_equal(value, old)  # only names change, so no tolerance
 
 
+@pytest.mark.unit
 def test_inputs_outputs_and_initialisers_keep_their_names():
     model = noted()
     NameByModule()(model)
@@ -52,17 +54,20 @@ def test_inputs_outputs_and_initialisers_keep_their_names():
     assert list(model.graph.initializers) == ["weight"]
 
 
+@pytest.mark.unit
 def test_names_that_are_right_already_are_left_alone():
     model = noted()
     NameByModule()(model)
     assert not NameByModule()(model).modified
 
 
+@pytest.mark.unit
 def test_an_empty_graph_is_left_alone():
     model = ir.from_onnx_text('<ir_version: 10, opset_import: ["": 18]> main (float[4] x) => (float[4] x) { }')
     assert not NameByModule()(model).modified
 
 
+@pytest.mark.unit
 def test_the_note_is_read_without_the_network_itself_and_the_nodes_own_name():
     mlp, _, split, bare = noted().graph
     assert scopes_of(mlp) == ["blocks.0", "blocks.0.mlp"]

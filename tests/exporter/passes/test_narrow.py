@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_graphs import stored
 
 from vit_exporter.passes.narrow import Narrow
 from vit_runtime.accuracy import cosines
@@ -37,7 +38,7 @@ SIZES = graph(
 
 def named(model: ir.Model) -> dict[str, ir.Node]:
     """The nodes by the name of what they make, which the graphs above give."""
-    return {node.outputs[0].name: node for node in model.graph}
+    return {str(node.outputs[0].name): node for node in model.graph}
 
 
 def name_nodes(model: ir.Model) -> ir.Model:
@@ -46,7 +47,7 @@ def name_nodes(model: ir.Model) -> ir.Model:
     return model
 
 
-def types(model: ir.Model) -> dict[str, ir.DataType]:
+def types(model: ir.Model) -> dict[str, ir.DataType | None]:
     return {name: node.outputs[0].dtype for name, node in named(model).items()}
 
 
@@ -54,6 +55,7 @@ def checked(model: ir.Model) -> None:
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
+@pytest.mark.unit
 def test_what_is_computed_from_the_image_is_in_float16_and_what_prepares_it_is_not(weighted):
     model = name_nodes(weighted(CHAIN, WEIGHTS))
     assert Narrow("float16")(model).modified
@@ -68,16 +70,21 @@ def test_what_is_computed_from_the_image_is_in_float16_and_what_prepares_it_is_n
     checked(model)
 
 
+@pytest.mark.unit
 def test_inputs_and_outputs_stay_float32_under_their_names(weighted):
     model = name_nodes(weighted(TWICE, WEIGHTS))
     Narrow("float16")(model)
     assert [(value.name, value.dtype) for value in model.graph.inputs] == [("x", F32)]
     assert [(value.name, value.dtype) for value in model.graph.outputs] == [("first", F32), ("out", F32)]
-    second = next(node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].name == "v")
-    assert second.inputs[0].dtype == F16  # an output that is read within the graph is read as it was computed
+    ((second, _),) = model.graph.initializers["v"].uses()
+    assert [value.dtype for value in second.inputs if value is not None] == [
+        F16,
+        F16,
+    ]  # an output that is read within the graph is read as it was computed
     checked(model)
 
 
+@pytest.mark.unit
 def test_in_bfloat16_an_op_that_the_standard_has_not_in_it_stays_float32(weighted):
     """Conv has it from opset 22 on, and what only moves its numbers on has its type."""
     older, newer = name_nodes(weighted(CHAIN, WEIGHTS)), name_nodes(weighted(CHAIN.replace('"": 20', '"": 22'), WEIGHTS))
@@ -88,6 +95,7 @@ def test_in_bfloat16_an_op_that_the_standard_has_not_in_it_stays_float32(weighte
     assert [types(newer)[name] for name in ("i", "r", "p")] == [BF16, BF16, BF16]
 
 
+@pytest.mark.unit
 def test_ops_that_are_not_among_those_given_stay_float32(weighted):
     model = name_nodes(weighted(CHAIN, WEIGHTS))
     Narrow("bfloat16", ops={"MatMul", "Add"})(model)
@@ -101,11 +109,12 @@ def test_an_island_is_computed_in_float32_from_float32_weights_with_casts_around
     found = types(model)
     assert [found[name] for name in ("s", "n", "q")] == [F16, F32, F32]
     assert model.graph.initializers["v"].dtype == model.graph.initializers["g"].dtype == F32
-    np.testing.assert_array_equal(model.graph.initializers["v"].const_value.numpy(), plain.graph.initializers["v"].const_value.numpy())
-    assert {value.dtype for value in named(model)["n"].inputs} == {F32}
+    np.testing.assert_array_equal(stored(model, "v"), stored(plain, "v"))
+    assert {value.dtype for value in named(model)["n"].inputs if value is not None} == {F32}
     checked(model)
 
 
+@pytest.mark.unit
 def test_a_value_that_several_islands_read_is_widened_once(weighted):
     text = graph("i = Conv(x, c)  r = Reshape(i, rows)  p = MatMul(r, w)  a = MatMul(p, v)  e = Neg(p)  out = Add(a, e)")
     model = name_nodes(weighted(text, WEIGHTS))
@@ -114,6 +123,7 @@ def test_a_value_that_several_islands_read_is_widened_once(weighted):
     checked(model)
 
 
+@pytest.mark.unit
 def test_a_weight_that_is_read_in_both_is_stored_in_both(weighted):
     text = graph("i = Conv(x, c)  r = Reshape(i, rows)  p = MatMul(r, w)  a = MatMul(p, v)  out = MatMul(a, v)")
     model = name_nodes(weighted(text, WEIGHTS))
@@ -123,6 +133,7 @@ def test_a_weight_that_is_read_in_both_is_stored_in_both(weighted):
     checked(model)
 
 
+@pytest.mark.unit
 def test_what_depends_on_the_size_alone_stays_float32(weighted):
     """In float16 the grid of a large image would lose its places."""
     model = name_nodes(weighted(SIZES, WEIGHTS))
@@ -140,6 +151,7 @@ def test_weights_are_rounded_to_the_nearest_when_somebody_reads_them(kind, weigh
     np.testing.assert_array_equal(stored.numpy(), plain.graph.initializers["w"].const_value.numpy().astype(KINDS[kind][1]))
 
 
+@pytest.mark.unit
 def test_a_weight_beyond_float16_becomes_inf_for_the_simulation_to_find(weighted):
     model = weighted(CHAIN, WEIGHTS)
     model.graph.initializers["w"].const_value = ir.tensor(np.full((8, 6), 1e5, np.float32), name="w")
@@ -157,6 +169,7 @@ def test_onnxruntime_runs_the_float16_graph_and_the_numbers_are_near(weighted, r
     assert 0 < np.linalg.norm(found - before) / np.linalg.norm(before) < 2.0**-9
 
 
+@pytest.mark.unit
 def test_a_graph_without_products_of_the_image_is_left_alone(weighted, written):
     model = weighted(graph("z = Shape(x)  out = Cast<to = 1>(z)", "float[4] out"), WEIGHTS)
     before = written(model)
@@ -164,8 +177,9 @@ def test_a_graph_without_products_of_the_image_is_left_alone(weighted, written):
     assert written(model).count(b"float16") == before.count(b"float16") == 0
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         Narrow("float16")(with_function(CHAIN))
 
 

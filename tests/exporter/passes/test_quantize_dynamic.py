@@ -42,6 +42,7 @@ def quantized(x: np.ndarray) -> np.ndarray:
     return step * (np.clip(np.rint(x / step) + zero_point, 0, 255) - zero_point)
 
 
+@pytest.mark.unit
 def test_a_product_is_one_of_integers(weighted):
     model = weighted(TWO, WEIGHTS)
     assert QuantizeDynamic()(model).modified
@@ -70,6 +71,7 @@ def test_the_result_is_near_that_of_the_graph_before(weighted, run):
     assert not np.array_equal(found[0], before[0])
 
 
+@pytest.mark.unit
 def test_a_weight_is_stored_in_int8_with_a_scale_for_each_output_channel(weighted):
     model = weighted(TWO, WEIGHTS)
     before = {name: model.graph.initializers[name].const_value.numpy() for name in ("w", "w2")}
@@ -95,6 +97,7 @@ def test_an_input_that_several_products_read_is_quantised_once(weighted, run):
     assert cosines(before[0], run(model)[0]).min() > 0.999  # as above
 
 
+@pytest.mark.unit
 def test_a_layer_that_is_kept_stays_in_floating_point(weighted):
     model = weighted(TWO, WEIGHTS)
     for name in ("w", "w2"):
@@ -107,6 +110,7 @@ def test_a_layer_that_is_kept_stays_in_floating_point(weighted):
     assert model.graph.initializers["blocks.0.w.weight"].dtype == ir.DataType.INT8
 
 
+@pytest.mark.unit
 def test_with_every_layer_kept_there_is_nothing_to_do(weighted, written):
     model = weighted(TWO, WEIGHTS)
     before = written(model)
@@ -123,6 +127,7 @@ def test_anything_else_is_left_alone(text, weighted, run, written):
     np.testing.assert_array_equal(run(model)[0], numbers[0])
 
 
+@pytest.mark.unit
 def test_a_weight_that_is_not_constant_is_left_alone(weighted):
     assert not QuantizeDynamic()(weighted(ONE, "b")).modified
     model = weighted(ONE, WEIGHTS)
@@ -130,18 +135,21 @@ def test_a_weight_that_is_not_constant_is_left_alone(weighted):
     assert not QuantizeDynamic()(model).modified
 
 
+@pytest.mark.unit
 def test_a_weight_that_leaves_the_graph_is_left_alone(weighted):
     model = weighted(ONE, WEIGHTS)
     model.graph.outputs.append(model.graph.initializers["w"])
     assert not QuantizeDynamic()(model).modified
 
 
+@pytest.mark.unit
 def test_an_input_of_unknown_shape_is_left_alone(weighted):
     model = weighted(ONE, WEIGHTS)
     model.graph.inputs[0].shape = None
     assert not QuantizeDynamic()(model).modified
 
 
+@pytest.mark.unit
 def test_a_second_run_changes_nothing(weighted, written):
     model = weighted(TWO, WEIGHTS)
     QuantizeDynamic()(model)
@@ -150,6 +158,7 @@ def test_a_second_run_changes_nothing(weighted, written):
     assert written(model) == before
 
 
+@pytest.mark.unit
 def test_numbers_are_rounded_only_when_somebody_reads_them(weighted):
     def read() -> ir.TensorProtocol:
         raise AssertionError("a weight was read")
@@ -160,8 +169,9 @@ def test_numbers_are_rounded_only_when_somebody_reads_them(weighted):
     assert QuantizeDynamic()(model).modified
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         QuantizeDynamic()(with_function(TWO))
 
 

@@ -30,6 +30,7 @@ def plain(model: ir.Model, x: np.ndarray) -> np.ndarray:
     return session.run(None, {"x": x})[0]
 
 
+@pytest.mark.unit
 def test_a_weight_is_restored_from_int8_before_its_product(weighted):
     model = weighted(TWO, WEIGHTS)
     assert QuantizeWeights()(model).modified
@@ -43,6 +44,7 @@ def test_a_weight_is_restored_from_int8_before_its_product(weighted):
             assert [value.dtype for value in restored.inputs] == [ir.DataType.INT8, ir.DataType.FLOAT]
 
 
+@pytest.mark.unit
 def test_a_weight_has_a_scale_for_each_output_channel(weighted):
     model = weighted(TWO, WEIGHTS)
     before = {name: model.graph.initializers[name].const_value.numpy() for name in ("w", "w2")}
@@ -72,6 +74,7 @@ def test_the_result_is_near_that_of_the_graph_before(weighted, run):
     assert cosines(before[0], run(model)[0]).min() > 0.999
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("numbers", [[0.0, 0.0], [1e-45, -1e-45]], ids=["zeros", "the smallest numbers there are"])
 def test_a_channel_too_small_to_divide_becomes_zero(numbers, weighted):
     model = weighted(TWO, WEIGHTS)
@@ -86,6 +89,7 @@ def test_a_channel_too_small_to_divide_becomes_zero(numbers, weighted):
     assert np.all(np.abs(stored * scale - changed) <= scale * 0.5001)  # as above
 
 
+@pytest.mark.unit
 def test_a_layer_that_is_kept_stays_in_floating_point(weighted):
     model = weighted(TWO, WEIGHTS)
     for name in ("w", "w2"):
@@ -105,6 +109,7 @@ def test_anything_else_is_left_alone(text, weighted, run, written):
     np.testing.assert_array_equal(run(model)[0], numbers[0])
 
 
+@pytest.mark.unit
 def test_with_every_layer_kept_there_is_nothing_to_do(weighted, written):
     model = weighted(TWO, WEIGHTS)
     before = written(model)
@@ -112,10 +117,12 @@ def test_with_every_layer_kept_there_is_nothing_to_do(weighted, written):
     assert written(model) == before
 
 
+@pytest.mark.unit
 def test_a_weight_that_is_not_constant_is_left_alone(weighted):
     assert not QuantizeWeights()(weighted(TWO, "b")).modified
 
 
+@pytest.mark.unit
 def test_a_second_run_changes_nothing(weighted, written):
     model = weighted(TWO, WEIGHTS)
     QuantizeWeights()(model)
@@ -124,6 +131,7 @@ def test_a_second_run_changes_nothing(weighted, written):
     assert written(model) == before
 
 
+@pytest.mark.unit
 def test_numbers_are_rounded_only_when_somebody_reads_them(weighted):
     def read() -> ir.TensorProtocol:
         raise AssertionError("a weight was read")
@@ -134,8 +142,9 @@ def test_numbers_are_rounded_only_when_somebody_reads_them(weighted):
     assert QuantizeWeights()(model).modified
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         QuantizeWeights()(with_function(TWO))
 
 

@@ -63,6 +63,7 @@ def linear(text: str = LINEAR) -> ir.Model:
     for value in list(model.graph.inputs)[1:]:
         model.graph.inputs.remove(value)
         value.name = f"head.{value.name}"
+        assert value.shape is not None
         value.const_value = ir.tensor(rng.standard_normal(tuple(value.shape.numpy()), dtype=np.float32), name=value.name)
         model.graph.register_initializer(value)
     return model
@@ -73,7 +74,9 @@ def test_a_reshape_loses_the_computation_of_its_shape_and_keeps_the_batch_free()
     result = Simplify()(model)
     assert result.modified
     assert ops(result.model) == {"Reshape": 1, "Mul": 1}
-    assert [str(dim) for dim in result.model.graph.outputs[0].shape] == ["batch", "2", "3"]
+    shape = result.model.graph.outputs[0].shape
+    assert shape is not None
+    assert [str(size) for size in shape] == ["batch", "2", "3"]
     for rows in (1, 2, 5):
         np.testing.assert_array_equal(run(result.model, rows), run(model, rows))  # nothing is computed anew, so no tolerance
 
@@ -123,7 +126,7 @@ def test_a_whole_slice_in_front_of_one_that_cuts_is_dropped_alone():
     model = ir.from_onnx_text(SLICES.replace("SLICE", "a = Slice(x, zero, far, zero, one)  y = Slice(a, zero, four, one, one)"))
     simple = Simplify()(model).model
     assert ops(simple) == {"Slice": 1, "Neg": 1}
-    assert simple.graph[0].inputs[0].name == "x"
+    assert simple.graph[0].inputs[0] is simple.graph.inputs[0]
     np.testing.assert_array_equal(run(simple, 3), run(model, 3))  # numbers are only moved
 
 
@@ -134,6 +137,7 @@ def test_a_whole_slice_that_leaves_the_graph_stays():
     np.testing.assert_array_equal(run(simple, 3), run(model, 3))  # numbers are only moved
 
 
+@pytest.mark.unit
 def test_no_weight_is_read():
     """So the time and memory that it takes do not grow with the network."""
 
@@ -142,11 +146,12 @@ def test_no_weight_is_read():
 
     model = linear()
     weight = model.graph.initializers["head.weight"]
-    weight.const_value = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=weight.shape, name="head.weight")
+    weight.const_value = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape([4, 6]), name="head.weight")
     simple = Simplify()(model).model
     assert simple.graph.initializers["head.weight"].const_value is weight.const_value
 
 
+@pytest.mark.unit
 def test_equal_weights_stay_two():
     """Which of a network's parameters happen to be equal is no property of its graph."""
     text = (
@@ -158,11 +163,13 @@ def test_equal_weights_stay_two():
     assert set(Simplify()(model).model.graph.initializers) == {"head.scale", "head.shift"}
 
 
+@pytest.mark.unit
 def test_a_graph_whose_shapes_do_not_fit_is_refused():
     with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError), match="MatMul"):
         Simplify()(linear(WRONG))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("name", "weight"),
     [("head.weight", True), ("blocks.0.attn.qkv.bias", True), ("blocks.0.attn/Constant_2", False), ("val_3", False), (None, False)],

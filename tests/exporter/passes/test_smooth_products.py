@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers import assert_mentions, one_line
 
 from vit_exporter.passes.smooth_products import SmoothProducts
 
@@ -37,6 +38,7 @@ def test_the_graph_computes_the_same_with_its_inputs_divided_and_its_weights_mul
         np.testing.assert_array_equal(ours, theirs)  # nothing is rounded where the factors are powers of 2
 
 
+@pytest.mark.unit
 def test_every_channel_of_the_input_is_divided_by_its_factor_and_its_row_of_the_weight_multiplied(weighted):
     nodes = MAIN + "{ out = MatMul(x, w) }"
     before, after = weighted(nodes, "w v u"), weighted(nodes, "w v u")
@@ -63,6 +65,7 @@ LEFT = {
 }
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("nodes", "factors"), LEFT.values(), ids=LEFT)
 def test_what_has_no_factors_stays_as_it_is(weighted, written, nodes, factors):
     model = weighted(MAIN + nodes, "w v u")
@@ -71,14 +74,17 @@ def test_what_has_no_factors_stays_as_it_is(weighted, written, nodes, factors):
     assert written(model) == before
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "factors", [FACTORS[:3], FACTORS[:, None], np.float32(2), 0 * FACTORS, -FACTORS, np.full(4, np.nan, np.float32)], ids=str
 )
 def test_factors_that_are_not_one_above_zero_for_each_channel_are_refused(weighted, factors):
-    with pytest.raises(ir.passes.PreconditionError, match=r"for x, expected one above zero for each channel"):
+    with pytest.raises(ir.passes.PreconditionError) as raised:
         SmoothProducts({"x": np.asarray(factors)})(weighted(MAIN + "{ out = MatMul(x, w) }", "w v u"))
+    assert_mentions(one_line(raised), "x", np.shape(factors))
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="local functions"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         SmoothProducts({})(with_function(MAIN + "{ out = MatMul(x, w) }"))

@@ -143,6 +143,7 @@ def test_there_are_as_many_pieces_as_are_asked_for(rows, weighted, run):
     np.testing.assert_allclose(run(model)[0], before[0], rtol=0, atol=5e-6)  # sums of 30 products around 1, each rounded to 6e-8
 
 
+@pytest.mark.unit
 def test_all_pieces_read_the_same_weight(weighted):
     model = weighted(sequence("m = MatMul(x, w)  t = Add(m, c)"), WEIGHTS)
     weights = {name: model.graph.initializers[name] for name in ("w", "c")}
@@ -151,6 +152,7 @@ def test_all_pieces_read_the_same_weight(weighted):
     assert all(model.graph.initializers[name] is value for name, value in weights.items())
 
 
+@pytest.mark.unit
 def test_a_weight_stored_in_int8_is_restored_once(weighted):
     model = weighted(sequence("s = DequantizeLinear<axis = 1>(stored, scales)  t = MatMul(x, s)"), WEIGHTS)
     SplitTokens(ROWS)(model)
@@ -168,6 +170,7 @@ def test_anything_else_is_left_alone(nodes, weighted, run, written):
     np.testing.assert_array_equal(run(model)[0], numbers[0])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("rows", [(3, 3), (4,)])
 def test_another_number_of_tokens_is_left_alone(rows, weighted, written):
     model = weighted(sequence("t = Relu(x)"), WEIGHTS)
@@ -176,6 +179,7 @@ def test_another_number_of_tokens_is_left_alone(rows, weighted, written):
     assert written(model) == before
 
 
+@pytest.mark.unit
 def test_a_free_number_of_tokens_is_left_alone(weighted, written):
     model = weighted(sequence("t = Relu(x)").replace("float[batch, 5, 6] x", "float[batch, tokens, 6] x"), WEIGHTS)
     before = written(model)
@@ -193,6 +197,7 @@ def test_what_leaves_the_graph_stays_whole(weighted, run):
         np.testing.assert_array_equal(found, expected)  # numbers are only moved
 
 
+@pytest.mark.unit
 def test_a_second_run_changes_nothing(weighted, written):
     model = weighted(sequence("m = MatMul(x, w)  t = Add(m, x)"), WEIGHTS)
     SplitTokens(ROWS)(model)
@@ -201,8 +206,9 @@ def test_a_second_run_changes_nothing(weighted, written):
     assert written(model) == before
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         SplitTokens(ROWS)(with_function(sequence("t = Relu(x)")))
 
 
@@ -228,8 +234,13 @@ def test_a_network_computes_the_same_in_pieces(fields, outputs, tokens, random_n
     passes = [each for each in TARGETS["openvino"].passes(Preprocessing.paper(16, 24)) if not isinstance(each, FoldNormalization)]
     graph, _ = apply(trace(model, 20), passes)
     assert SplitTokens((tokens - 2, 2))(graph).modified
-    layers = [node for node in graph.graph if node.op_type == "MatMul" and node.inputs[1].is_initializer()]
-    assert {node.outputs[0].shape[1] for node in layers} <= {tokens - 2, 2, 1}  # where only the class token is left it is one
-    assert [node.name for node in layers if node.outputs[0].shape[1] == tokens - 2]
+    sizes = set[object]()  # of the chunks that linear layers compute
+    for node in graph.graph:
+        if node.op_type == "MatMul" and node.inputs[1] in set(graph.graph.initializers.values()):
+            shape = node.outputs[0].shape
+            assert shape is not None
+            sizes.add(shape[1])
+    assert tokens - 2 in sizes
+    assert sizes <= {tokens - 2, 2, 1}  # where only the class token is left it is one
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)  # that the shapes are what they are said to be
     assert worst_floors(model, graph) < 2  # half of what a file is held to

@@ -99,6 +99,7 @@ def test_each_part_gets_a_linear_layer_of_its_own(text, ops, weighted, run):
     np.testing.assert_allclose(run(model)[0], before[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.unit
 def test_the_weights_are_cut_by_columns_and_named_after_their_part(weighted):
     model = weighted(PACKED, "w b")
     weight, bias = (model.graph.initializers[name] for name in ("w", "b"))
@@ -113,6 +114,7 @@ def test_the_weights_are_cut_by_columns_and_named_after_their_part(weighted):
         np.testing.assert_array_equal(found[f"attn.{part}.bias"], whole[1][columns])
 
 
+@pytest.mark.unit
 def test_the_keys_are_put_in_order_first_and_turned_for_the_scores_next_to_their_product(weighted):
     model = weighted(PACKED, "w b")
     UnpackHeads()(model)
@@ -132,6 +134,7 @@ def test_anything_else_is_left_alone(text, weighted, run, written):
     np.testing.assert_array_equal(run(model)[0], numbers[0])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("output", ["l", "h", "t", "q"])
 def test_what_leaves_the_graph_is_left_alone(output, weighted, written):
     model = weighted(PACKED, "w b")
@@ -150,11 +153,13 @@ def test_turned_keys_that_leave_the_graph_are_still_computed(weighted, run):
     np.testing.assert_allclose(run(model)[1], before[1], rtol=1e-5, atol=1e-5)  # sums of 6 products around 1, each rounded to 6e-8
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("weights", ["w", "b"])
 def test_a_weight_that_is_not_constant_is_left_alone(weights, weighted):
     assert not UnpackHeads()(weighted(PACKED, weights)).modified
 
 
+@pytest.mark.unit
 def test_numbers_are_cut_only_when_somebody_reads_them(weighted):
     def read() -> ir.TensorProtocol:
         raise AssertionError("a weight was read")
@@ -166,8 +171,9 @@ def test_numbers_are_cut_only_when_somebody_reads_them(weighted):
     assert UnpackHeads()(model).modified
 
 
+@pytest.mark.unit
 def test_a_model_with_local_functions_is_refused_and_told_to_inline_first(with_function):
-    with pytest.raises(ir.passes.PreconditionError, match="expected none; run onnx_ir's InlinePass first"):
+    with pytest.raises(ir.passes.PreconditionError, match="InlinePass"):
         UnpackHeads()(with_function(PACKED))
 
 

@@ -107,6 +107,7 @@ def test_numbers_that_are_none_are_no_reason_to_be_silent(number):
     assert island.to_dict()["largest"] is None
 
 
+@pytest.mark.unit
 def test_ranges_of_two_sets_of_images_are_the_larger_ones():
     one, other = {"a": Range(1.0, 0.1), "b": Range(3.0, 0.0)}, {"a": Range(2.0, 0.05), "b": Range(1.0, 0.2)}
     assert together(one, other) == {"a": Range(2.0, 0.1), "b": Range(3.0, 0.2)}
@@ -119,5 +120,6 @@ def test_the_graph_that_is_measured_stays_as_it_was():
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.unit
 def test_in_the_manifest_a_number_has_three_digits():
     assert Island("a", "b", 123456.7, "overflow").to_dict() == {"node": "a", "value": "b", "largest": 123000.0, "reason": "overflow"}

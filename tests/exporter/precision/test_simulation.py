@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers import assert_mentions, one_line
 from onnx_graphs import in_words
 
 from vit_exporter import VerificationError
@@ -48,11 +49,11 @@ def test_every_value_is_rounded_where_it_is_made(kind, file):
     """Done by hand: the image, the weights, the product and what comes of it, each rounded once, to the nearest."""
     path = file("p = MatMul(x, w)  s = Add(p, b)  out = Mul(s, s)", kind, w=square(), b=np.full(8, 0.3, np.float32))
 
-    def half(numbers: np.ndarray) -> np.ndarray:
-        return numbers.astype(KINDS[kind]).astype(np.float32)
+    def half(values: np.ndarray) -> np.ndarray:
+        return values.astype(KINDS[kind]).astype(np.float32)
 
     product = half(half(IMAGES).astype(np.float64) @ half(square()).astype(np.float64))
-    total = half(product + half(np.float32(0.3)))
+    total = half(product + half(np.array(0.3, np.float32)))
     expected = half(total * total)
     found = outputs(path)
     # A sum of eight products in float32 may be rounded to the neighbour of what float64 is rounded to; hardly any is.
@@ -78,21 +79,19 @@ def test_the_first_node_that_overflows_is_named(file):
     path = file("p = MatMul(x, w)  s = Mul(p, f)  t = Mul(s, f)  out = Softmax(t)", w=square(), f=np.array([300.0], np.float32))
     with pytest.raises(VerificationError) as raised:
         outputs(path, IMAGES * 10)
-    message = str(raised.value)
-    assert message.startswith("simulated in 16 bits, layer/t gives Inf or NaN; nothing was written: take --precision bf16 or fp32")
-    assert "\n" not in message
+    assert_mentions(one_line(raised), 16, "layer/t", "--precision", "bf16", "fp32", "--calibrate")
 
 
 def test_an_overflow_that_the_outputs_do_not_show_is_found_too(file):
     """A sigmoid of Inf is 1."""
     path = file("p = MatMul(x, w)  s = Mul(p, f)  out = Sigmoid(s)", w=square(), f=np.array([60000.0], np.float32))
-    with pytest.raises(VerificationError, match="layer/s gives Inf or NaN"):
+    with pytest.raises(VerificationError, match=r"\blayer/s\b"):
         outputs(path)
 
 
 def test_a_weight_that_overflows_is_seen_in_the_node_that_reads_it(file):
     path = file("p = MatMul(x, w)  out = Neg(p)", w=square(1e6))
-    with pytest.raises(VerificationError, match="layer/p gives Inf or NaN"):
+    with pytest.raises(VerificationError, match=r"\blayer/p\b"):
         outputs(path)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_graphs import stored
 
 from vit_exporter.passes.smooth_products import SmoothProducts
 from vit_exporter.precision import smoothing
@@ -36,16 +37,16 @@ def images(count: int, spread: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def int8_error(model: ir.Model, x: np.ndarray, calibration: np.ndarray, factors: np.ndarray, symmetric: bool = False) -> float:
     """Of the product with both sides in int8, by the book and not by the code that is tested: relative, root mean square."""
-    weight = model.graph.initializers["w"].const_value.numpy().astype(np.float64)
+    weight = stored(model, "w").astype(np.float64)
     measured, values = calibration / factors, x / factors
     low, high = min(measured.min(), 0), max(measured.max(), 0)
     low, high = (-max(-low, high), max(-low, high)) if symmetric else (low, high)
     step = (high - low) / 255
     zero = round(-low / step)
-    stored = (np.clip(np.rint(values / step) + zero, 0, 255) - zero) * step
+    rounded = (np.clip(np.rint(values / step) + zero, 0, 255) - zero) * step
     scaled = weight * factors[:, None]
     scales = np.abs(scaled).max(axis=0) / 127
-    return float(np.sqrt(np.mean((stored @ (np.rint(scaled / scales) * scales) - x @ weight) ** 2) / np.mean((x @ weight) ** 2)))
+    return float(np.sqrt(np.mean((rounded @ (np.rint(scaled / scales) * scales) - x @ weight) ** 2) / np.mean((x @ weight) ** 2)))
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def weight() -> np.ndarray:
 def test_they_are_smoothquants_for_one_of_the_alphas(weight):
     calibration = images(8, np.array([1, 1, 1, 50, 1, 1, 1, 1]))
     factors = smoothing_factors(product(weight), calibration)["y"]
-    assert (factors.dtype, factors.shape) == (np.float32, (CHANNELS,))
+    assert factors.dtype == np.float32
+    assert factors.shape == (CHANNELS,)
     in_inputs, in_weights = np.abs(calibration).max(axis=(0, 1, 2)), np.abs(weight).max(axis=1)
     expected = [in_inputs**alpha / in_weights ** (1 - alpha) for alpha in ALPHAS]
     assert any(np.allclose(factors, each, rtol=1e-5) for each in expected)
@@ -140,4 +142,4 @@ def test_the_same_images_give_the_same_factors_and_the_graph_stays_as_it_is(weig
     first, second = (smoothing_factors(model, images(4, np.ones(CHANNELS)))["y"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert [value.name for value in model.graph.outputs] == ["out"]
-    np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), weight)
+    np.testing.assert_array_equal(stored(model, "w"), weight)

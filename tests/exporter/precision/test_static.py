@@ -8,19 +8,20 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import torch
+from export_cache import ExportCache
+from helpers import assert_mentions, one_line
+from networks import TINY, randomized
+from onnx_graphs import stored
 
 from vit_exporter.passes.applying import apply
 from vit_exporter.precision.static import quantize_static, units, without
 from vit_exporter.targets import TARGETS
 from vit_exporter.trace import trace
-from vit_models import ViT, ViTConfig
 from vit_runtime.accuracy import cosines
 from vit_runtime.errors import MachineError
 from vit_runtime.golden import golden_images
 from vit_runtime.preprocess import Preprocessing, normalize
 
-CONFIG = ViTConfig(img_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_dim=64, num_classes=10)
 PREPARED = Preprocessing.paper(32, 32)
 LINEAR = ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
 LAYERS = [f"blocks.{block}.{layer}" for block in range(2) for layer in LINEAR]
@@ -33,17 +34,16 @@ def pixel_values(seed: int, count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def exact() -> ir.Model:
-    """A network all of whose parameters are random numbers, in float32, as the passes for static int8 leave it."""
-    model, draw = ViT(CONFIG).eval(), torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * (0.2 if parameter.ndim > 1 else 0.5))
-    return apply(trace(model, 18), TARGETS["portable"].passes(PREPARED, "int8-static"))[0]
+def exact(exports: ExportCache) -> ir.Model:
+    """A network with a random value in every parameter, in float32, as the passes for static int8 leave it."""
+    model = randomized(TINY)
+    graph = exports.graph("traced", model, 18, lambda: trace(model, 18))
+    return apply(graph, TARGETS["portable"].passes(PREPARED, "int8-static"))[0]
 
 
 @pytest.fixture(scope="module")
 def quantized(exact) -> ir.Model:
-    """Its like in static int8. Clone it before you change it."""
+    """The same network in static int8. Clone it before you change it."""
     return quantize_static(exact.clone(), pixel_values(1, 8))
 
 
@@ -61,9 +61,9 @@ def run(model: ir.Model) -> list[np.ndarray]:
 def sources(node: ir.Node) -> Iterator[str]:
     """What makes each input, past what only moves it: an op's name, "weight" for an initialiser."""
     for value in node.inputs:
-        producer = value.producer()
-        while producer is not None and producer.op_type in PASSED_ON:
-            producer = producer.inputs[0].producer()
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in PASSED_ON:
+            value = producer.inputs[0]
+        producer = value.producer() if value is not None else None
         yield producer.op_type if producer is not None else "weight"
 
 
@@ -108,9 +108,9 @@ def test_weights_are_int8_and_everything_else_that_is_stored_is_float32(exact, q
 
 def test_weights_have_a_scale_for_each_output_channel_and_no_offset(exact, quantized):
     for layer in LAYERS:
-        _, channels = exact.graph.initializers[f"{layer}.weight"].const_value.numpy().shape
-        assert quantized.graph.initializers[f"{layer}.weight_scale"].const_value.numpy().shape == (channels,)
-        assert not quantized.graph.initializers[f"{layer}.weight_zero_point"].const_value.numpy().any()
+        _, channels = stored(exact, f"{layer}.weight").shape
+        assert stored(quantized, f"{layer}.weight_scale").shape == (channels,)
+        assert not stored(quantized, f"{layer}.weight_zero_point").any()
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -216,5 +216,4 @@ def test_where_nncf_is_missing_or_broken_the_reason_and_the_remedy_are_told(exac
     in_its_place(content)
     with pytest.raises(MachineError) as raised:
         quantize_static(exact.clone(), pixel_values(1, 1))
-    mend = "install it with `pip install 'vit-deploy[quantize]'`"
-    assert str(raised.value) == f"--precision int8-static needs the package nncf, which cannot be imported ({reason}); {mend}"
+    assert_mentions(one_line(raised), "--precision int8-static", "nncf", reason, "pip install 'vit-deploy[quantize]'")
