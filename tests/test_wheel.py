@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_the_wheel_holds_three_typed_packages_and_the_weights(wheel: Path):
     assert {"vit_models/digits.safetensors", "vit_runtime/manifest.schema.json"} <= names
     assert {f"vit_models/checkpoints/{name}" for name in ("imagenet_classes.txt", "timm/archs.json")} <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "examples/"))]
+
+
+def test_the_source_distribution_contains_everything_that_the_tests_read(tmp_path: Path):
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        contained = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"Makefile", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "action.yml", "constraints.txt", "pyproject.toml"}
+    for folder in ("models", "exporter", "runtime", "tests", "scripts", "benchmarks", "examples", "docs", ".github"):
+        files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()]
+        assert files
+        wanted |= {path.as_posix() for path in files if not {"__pycache__", ".ruff_cache"} & {*path.parts}}
+    assert wanted - contained == set()
 
 
 def test_the_heavy_packages_are_not_there(edge: Path):
