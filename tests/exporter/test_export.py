@@ -96,7 +96,7 @@ CASES = {
     "dinov2 classifier, opset 22": Case(
         {"pool": "cls_mean", "layer_scale": True, "num_registers": 2, "activation": "gelu_tanh"}, OUTPUT_NAMES, opset=22
     ),
-    "free size, opset 23": Case({"depth": 3}, OUTPUT_NAMES, opset=23, dynamic_size=True, batch_sizes=ALL_BATCH_SIZES),
+    "free size, opset 23": Case({}, OUTPUT_NAMES, opset=23, dynamic_size=True, batch_sizes=ALL_BATCH_SIZES),
     "free size, antialias, rotary without a span": Case(
         {"resample": "bicubic_antialias", "rope": Rope(), "num_registers": 2}, OUTPUT_NAMES, dynamic_size=True
     ),
@@ -131,6 +131,7 @@ MORE = {
     "free size, corners": Case({"resample": "bicubic_align_corners"}, THREE, dynamic_size=True),
     "free size, dinov3": Case({**ROTARY, "pos_embed": False, "num_registers": 1}, OUTPUT_NAMES, dynamic_size=True),
     "free size, rotary without a span": Case({"rope": Rope()}, OUTPUT_NAMES, dynamic_size=True),
+    "free size, depth 3, opset 23": Case({"depth": 3}, OUTPUT_NAMES, opset=23, dynamic_size=True),
     "opset 20": Case({}, OUTPUT_NAMES, opset=20),
     "opset 23": Case({}, OUTPUT_NAMES, opset=23),
     "opset 20, dinov2": Case({"layer_scale": True, "num_registers": 2, "activation": "gelu_tanh"}, OUTPUT_NAMES, opset=20),
@@ -393,6 +394,7 @@ def test_a_simplified_network_of_two_blocks_has_exactly_these_ops(exports, opset
 # --- how it is exported -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full  # test_writer.py compares the files of two processes
 def test_the_same_call_gives_the_same_bytes(exports, tiny_source, tmp_path):
     again = export(lambda: tiny_source, ExportSpec(tmp_path / "again.onnx"))
     assert again.out.read_bytes() == exports.export(tiny_source, "tiny.onnx").out.read_bytes()
@@ -490,7 +492,7 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, make, ext
         export(lambda: source_of(make()), ExportSpec(out, force=True, external_data=external))
     message = one_line(raised)
     assert_mentions(message, "logits")
-    limit, error = sorted(float(number) for number in re.findall(r"([\d.e+]+)x", message))  # in multiples of the noise floor
+    limit, error = sorted(float(number) for number in re.findall(r"(\d[\d.e+]*)x", message))  # in multiples of the noise floor
     assert limit in (FLOAT32_LIMITS.rms, FLOAT32_LIMITS.max)
     assert error > limit
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ({"vit.onnx": earlier} if earlier else {})
