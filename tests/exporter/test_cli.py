@@ -159,21 +159,21 @@ def test_the_architectures_are_listed_with_their_sizes():
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["--arch", "ViT-B/17"], ("'ViT-B/17'", "ViT-B/16")),
-        (["--arch", "resnet50"], ("'resnet50'",)),
+        (["--arch", "ViT-B/17"], ("ViT-B/17", "ViT-B/16")),
+        (["--arch", "resnet50"], ("resnet50",)),
         (["--img-size", "225"], ("height", 225, 16, 224, 240)),
         (["--img-size", "224,250"], ("width", 250, 16, 240, 256)),
-        (["--img-size", "large"], ("--img-size", "'large'", "224", "224,384")),
+        (["--img-size", "large"], ("--img-size", "large", "224", "224,384")),
         (["--img-size", ""], ("--img-size", "''")),
-        (["--img-size", "1,2,3"], ("--img-size", "'1,2,3'")),
-        (["--img-size", "224,"], ("--img-size", "'224,'")),
+        (["--img-size", "1,2,3"], ("--img-size", "1,2,3")),
+        (["--img-size", "224,"], ("--img-size", "224,")),
         (["--img-size", "0"], ("height", 0, 1)),
         (["--img-size", "-16"], ("height", -16, 1)),
         (["--img-size", "1000000"], ("height", 1000000)),
         (["--num-classes", "100000000"], ("num_classes", 100000000)),
-        (["--outputs", "logits,scores"], ("'scores'", "logits", "embedding", "tokens", "attention")),
-        (["--outputs", "logits,logits"], ("logits", "attention")),
-        (["--outputs", ","], ("logits", "attention")),
+        (["--outputs", "logits,scores"], ("scores", "logits", "embedding", "tokens", "attention")),
+        (["--outputs", "logits,logits"], ("outputs", "logits,logits")),
+        (["--outputs", ","], ("outputs", "','")),
         (["--outputs", ""], ("''", "logits", "attention")),
         (["--outputs", "logits", "--num-classes", "0"], ("logits", "head")),
         (["--opset", "17"], (17, 18, 23, "--opset")),
@@ -184,7 +184,7 @@ def test_the_architectures_are_listed_with_their_sizes():
         (["--sha256", "0" * 64], ("--sha256", "--checkpoint")),
         (["--batch-sizes", "1"], ("--batch-sizes", "--tune")),
         (["--threads", "1"], ("--threads", "--tune")),
-        (["--checkpoint", "x.safetensors", "--model-arg", "num_heads"], ("--model-arg", "'num_heads'", "NAME=VALUE")),
+        (["--checkpoint", "x.safetensors", "--model-arg", "num_heads"], ("--model-arg", "num_heads", "NAME=VALUE")),
         (["--labels", "absent.txt"], ("--labels", "absent.txt", "No such file or directory")),
         (["--labels", "."], ("--labels", "Is a directory")),
     ],
@@ -249,12 +249,12 @@ def test_a_head_is_not_made_up(out, checkpoint):
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("arguments", "facts"),
-    [(["--img-size", 64], (re.compile("32 ?x ?32"), re.compile("64 ?x ?64"))), (["--pool", "mean"], ("'mean'", "'cls'"))],
+    [(["--img-size", 64], ("32 ?x ?32", "64 ?x ?64")), (["--pool", "mean"], ("mean", "cls"))],
 )
 def test_a_trained_network_is_not_changed_silently(checkpoint, arguments, facts):
     (note,) = parse_export("--checkpoint", checkpoint, *arguments).source.notes
     for fact in facts:
-        assert re.search(fact, note)
+        assert re.search(rf"\b{fact}\b", note)
 
 
 @pytest.mark.unit
@@ -302,7 +302,7 @@ def test_reduced_precision_says_aloud_that_generated_images_were_used_and_what_w
     assert [warning for warning in warnings_of(result.stderr) if "--calibrate" in warning]
     manifest, _ = read_manifest(out)
     assert manifest.accuracy is not None
-    assert (manifest.accuracy.source, manifest.accuracy.images) == ("generated", 24)
+    assert (manifest.accuracy.source, manifest.accuracy.images) == ("synthetic", 24)
     for name in ("logits", "embedding"):  # each number with its output
         found = manifest.accuracy.outputs[name]
         assert re.search(rf"\b{name}\b.*\b{found.cosine_min:.4f}\b.*\b{found.cosine_mean:.5f}\b", result.stdout), result.stdout
@@ -362,10 +362,10 @@ SPLIT = ("--target", "openvino", "--token-split")
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["--target", "cpuu"], ("'cpuu'", *TARGETS)),
+        (["--target", "cpuu"], ("cpuu", *TARGETS)),
         (["--target", ""], ("''", *TARGETS)),
-        (["--precision", "int4w"], ("'int4w'", "portable", "fp32", "--target cpu")),
-        (["--target", "cpu", "--precision", "bf16"], ("'bf16'", "cpu", "openvino", "cuda", "tensorrt")),
+        (["--precision", "int4w"], ("int4w", "portable", "fp32", "--target cpu")),
+        (["--target", "cpu", "--precision", "bf16"], ("bf16", "cpu", "openvino", "cuda", "tensorrt")),
         (["--target", "cpu", "--opset", "17"], (17, 18, 23, "--opset", 20)),
         ([*INT8, "--no-simplify"], ("--no-simplify", "int8")),
         (["--calibrate", "."], ("--calibrate", "fp32")),
@@ -378,8 +378,8 @@ SPLIT = ("--target", "openvino", "--token-split")
         (["--keep", "blocks.0.mlp.fc1"], ("--keep", "fp32", *SEARCHED)),
         (["--token-split", "9,8"], ("--token-split", "portable", "--target openvino")),
         ([*SPLIT, "9,9"], ("--token-split", "9,9", 17)),
-        ([*SPLIT, "9,x"], ("--token-split", "'9,x'")),
-        ([*SPLIT, "17,0"], ("--token-split", "'17,0'", 1)),
+        ([*SPLIT, "9,x"], ("--token-split", "9,x")),
+        ([*SPLIT, "17,0"], ("--token-split", "17,0", 1)),
         ([*SPLIT, ""], ("--token-split", "''")),
         ([*SPLIT, "9,8", "--dynamic-size"], ("--token-split", "--img-size")),
         (["--precision", "int8-static", "--dynamic-size"], ("--token-split", "--img-size")),
