@@ -81,7 +81,7 @@ def code_digest() -> str:
 def _key(source: Source, spec: ExportSpec) -> str:
     model, digest = source.model, hashlib.sha256()
     facts = (model.config, tuple(model.outputs), model.dynamic_size, source.arch, source.checkpoint, source.preprocessing, source.labels)
-    digest.update(repr((facts, source.notes, dataclasses.replace(spec, calibrate=None))).encode())
+    digest.update(repr((facts, source.notes, {**vars(spec), "calibrate": None})).encode())
     if spec.calibrate:
         digest.update(_digest_of(spec.calibrate.rglob("*"), spec.calibrate).encode())
     for name, values in model.state_dict().items():
