@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ import torch
 from export_cache import ExportCache
 from helpers import assert_mentions, one_line
 from networks import TINY, initialized, source_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vit_exporter
@@ -147,9 +148,12 @@ SLOW = {
     "free size, bilinear corners": Case({**NO_TOKEN, "resample": "bilinear_align_corners"}, THREE, dynamic_size=True),
 }
 ALL_CASES = {**CASES, **MORE, **SLOW}
-NAMES = [*CASES, *(pytest.param(name, marks=pytest.mark.full) for name in MORE)]
-NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
-FREE = [name for name in NAMES if ALL_CASES[name if isinstance(name, str) else str(name.values[0])].dynamic_size]
+
+
+def with_markers(names: Iterable[str]) -> list[Any]:
+    """The names of cases as parameters, with the marker of the run that each is in."""
+    markers = {**dict.fromkeys(MORE, pytest.mark.full), **dict.fromkeys(SLOW, pytest.mark.slow)}
+    return [pytest.param(name, marks=[markers[name]] if name in markers else []) for name in names]
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Exported:
         return self.report.out
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=with_markers(ALL_CASES))
 def exported(request: pytest.FixtureRequest, exports: ExportCache) -> Exported:
     case = ALL_CASES[request.param]
     source = source_of(initialized(case.config, case.outputs, case.dynamic_size))
@@ -247,7 +251,7 @@ def test_the_file_passes_its_own_record_at_every_batch_size(exported):
 OTHER_SIZES = ((16, 16), (40, 24), (8, 64), (32, 32))
 
 
-@pytest.mark.parametrize("exported", FREE, indirect=True)
+@pytest.mark.parametrize("exported", with_markers(name for name, case in ALL_CASES.items() if case.dynamic_size), indirect=True)
 def test_a_free_size_is_right_at_every_size(exported):
     model, session = exported.source.model, session_of(exported.path)
     for size in OTHER_SIZES:
@@ -467,6 +471,7 @@ def other_gelu() -> ViT:
 
 def not_a_number() -> ViT:
     model = initialized()
+    assert isinstance(model.norm, nn.LayerNorm)
     with torch.no_grad():
         model.norm.bias[3] = float("nan")
     return model
