@@ -74,6 +74,7 @@ def test_is_met_with_one_clear_line(given, name, tmp_path) -> None:
     assert not list(out.parent.iterdir())
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("given", "name"), [(name, name) for name in names()] if CASES.is_dir() else [], indirect=["given"])
 def test_is_inspected_without_harm(given, name, tmp_path) -> None:
     """Numbers are not read, so a file with NaN in it can be described; the rest is refused as by the export."""
