@@ -102,7 +102,7 @@ def test_every_row_says_what_the_checkpoint_is():
         ("hf__dinov3_vit", "tokens", (4, "registers", 16, "rotary")),
         ("hf__dinov3_vit", "head", (48,)),
         ("hf__dinov3_vit", "note", ("--img-size 32,48", "transformers")),
-        ("hf__siglip_cls", "ignored", ("out_proj.bias", 8, "SiglipForImageClassification")),
+        ("hf__siglip_cls", "ignored", ("vision_model.head.attention.out_proj.bias", 8, "SiglipForImageClassification")),
         ("big_vision__siglip2_scan/siglip2_scan.npz", "pooling", ("probe", "LayerNorm")),
         ("google_vit__prelogits/prelogits.npz", "pooling", ("pre-logits", 48, "LayerNorm")),
         ("timm__beit_nonsquare", "tokens", (24, "relative")),
