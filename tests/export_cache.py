@@ -97,7 +97,7 @@ def code_digest() -> str:
 def _key(source: Source, spec: ExportSpec) -> str:
     images = _digest_of(spec.calibrate.rglob("*"), spec.calibrate) if spec.calibrate else None
     facts = (source.arch, source.checkpoint, source.preprocessing, source.labels, source.notes)
-    return _digest_of_network(source.model, *facts, dataclasses.replace(spec, calibrate=None), images)
+    return _digest_of_network(source.model, *facts, {**vars(spec), "calibrate": None}, images)
 
 
 def _digest_of_network(model: ViT, *facts: object) -> str:

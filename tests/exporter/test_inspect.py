@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from export_commands import parse_export
+from helpers import assert_mentions
 from reference_cases import cases
 
-from vit_exporter.cli import main as export
 from vit_exporter.inspect import main
 from vit_models import Options, inspect
 
@@ -68,53 +69,55 @@ def refused(*arguments: object, exit_code: int) -> str:
 # ---- in words ------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_every_row_says_what_the_checkpoint_is():
     path = CARRIED / "hf__dinov2_registers_cls"
-    assert text_of(path) == (
-        f"{path}: Hugging Face transformers, Dinov2WithRegistersForImageClassification\n"
-        "  network   2 blocks of width 44, 4 heads, patches of 8 x 8\n"
-        "            MLP of 88, GELU; LayerNorm eps 1e-06, LayerScale\n"
-        "            42,250 parameters, 473,968 multiply-accumulates an image\n"
-        "  image     24 x 24, 3 channels\n"
-        "  tokens    class token, 2 registers, 9 patches; positions: learned table\n"
-        "  pooling   class token and patch mean side by side; LayerNorm before pooling\n"
-        "  head      10 classes: class_0, class_1, class_2, class_3, …\n"
-        "  pixels    RGB, resize the shorter edge to 24 (bicubic), crop 24x24, / 255, mean 0.485 0.456 0.406, std 0.229 0.224 0.225\n"
-        "  converted 45 tensors, float32\n"
-        "  ignored   dinov2_with_registers.embeddings.mask_token: stands in for masked patches in training\n"
-        f"next: vit-export --checkpoint {path} --out vit.onnx\n"
-    )
+    text = text_of(path)
+    title, *_, last = text.splitlines()
+    assert_mentions(title, path, "Dinov2WithRegistersForImageClassification")
+    assert_mentions(row_of(text, "network"), 2, 44, 4, "8 x 8", 88, "GELU", "1e-06", "LayerScale", "42,250", "473,968")
+    assert_mentions(row_of(text, "image"), "24 x 24", 3)
+    assert_mentions(row_of(text, "tokens"), 2, "registers", 9)
+    assert_mentions(row_of(text, "pooling"), "class", "mean", "LayerNorm")
+    assert_mentions(row_of(text, "head"), 10, "class_0", "class_1")
+    pixels = row_of(text, "pixels")
+    assert_mentions(pixels, "RGB", "shorter", 24, "bicubic", "24x24", 255, "0.485 0.456 0.406", "0.229 0.224 0.225")
+    assert_mentions(row_of(text, "converted"), 45, "float32")
+    assert_mentions(row_of(text, "ignored"), "dinov2_with_registers.embeddings.mask_token")
+    assert_mentions(last, f"vit-export --checkpoint {path} --out vit.onnx")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
-    ("path", "row", "words"),
+    ("path", "row", "facts"),
     [
-        ("openai_clip__vit/clip_state_dict.pt", "network", "2 blocks of width 64, 1 head, patches of 8 x 8\nMLP of 256, quick GELU; "),
-        ("openai_clip__vit/clip_state_dict.pt", "network", "eps 1e-05, pre-norm\n"),
-        ("openai_clip__vit/clip_state_dict.pt", "head", "projection to 40 numbers in a space that images and texts share; no classes"),
-        ("openai_clip__vit/clip_state_dict.pt", "converted", "32 tensors, float16"),
-        ("openai_clip__vit/clip_state_dict.pt", "ignored", "transformer.resblocks.0.attn.in_proj_weight and 14 more: the text tower"),
-        ("hf__vit_cls_bf16", "converted", "40 tensors, bfloat16"),
-        ("hf__deit_teacher", "tokens", "class token, distillation token, 24 patches; positions: learned table"),
-        ("hf__deit_teacher", "image", "48 x 32 (height x width), 3 channels"),
-        ("hf__deit_teacher", "pooling", "class and distillation token side by side; LayerNorm before pooling"),
-        ("hf__dinov3_vit", "tokens", "class token, 4 registers, 16 patches; positions: rotary"),
-        ("hf__dinov3_vit", "head", "none: the network ends at the embedding of 48 numbers"),
-        ("hf__dinov3_vit", "note", "give --img-size 32,48 to run as transformers does"),
-        ("hf__siglip_cls", "ignored", "out_proj.bias and 8 more: SiglipForImageClassification averages the tokens instead"),
-        ("big_vision__siglip2_scan/siglip2_scan.npz", "pooling", "a learned probe that attends to all tokens; LayerNorm before pooling"),
-        ("google_vit__prelogits/prelogits.npz", "pooling", "class token; LayerNorm before pooling; pre-logits of 48"),
-        ("timm__beit_nonsquare", "tokens", "class token, 24 patches; positions: relative bias"),
-        ("timm__eva02_tiny", "tokens", "16 patches; positions: learned table and rotary"),
-        ("timm__eva02_tiny", "network", "MLP of 72, SiLU, gated; "),
-        ("timm__vit_inchans", "image", "32 x 32, 1 channel"),
-        ("timm__vit_inchans", "pixels", "grey, resize the shorter edge to 35 (bicubic), crop 32x32, / 255, mean 0.5, std 0.5"),
-        ("timm__wrappers/timm_train.pth.tar", "note", "took 'state_dict'; --weights ema takes 'state_dict_ema'"),
+        ("openai_clip__vit/clip_state_dict.pt", "network", (2, 64, 1, "8 x 8", 256, "quick GELU", "1e-05", "pre-norm")),
+        ("openai_clip__vit/clip_state_dict.pt", "head", (40, "projection")),
+        ("openai_clip__vit/clip_state_dict.pt", "converted", (32, "float16")),
+        ("openai_clip__vit/clip_state_dict.pt", "ignored", ("transformer.resblocks.0.attn.in_proj_weight", 14, "text")),
+        ("hf__vit_cls_bf16", "converted", (40, "bfloat16")),
+        ("hf__deit_teacher", "tokens", ("class", "distillation", 24)),
+        ("hf__deit_teacher", "image", ("48 x 32", 3)),
+        ("hf__deit_teacher", "pooling", ("class", "distillation", "LayerNorm")),
+        ("hf__dinov3_vit", "tokens", (4, "registers", 16, "rotary")),
+        ("hf__dinov3_vit", "head", (48,)),
+        ("hf__dinov3_vit", "note", ("--img-size 32,48", "transformers")),
+        ("hf__siglip_cls", "ignored", ("vision_model.head.attention.out_proj.bias", 8, "SiglipForImageClassification")),
+        ("big_vision__siglip2_scan/siglip2_scan.npz", "pooling", ("probe", "LayerNorm")),
+        ("google_vit__prelogits/prelogits.npz", "pooling", ("pre-logits", 48, "LayerNorm")),
+        ("timm__beit_nonsquare", "tokens", (24, "relative")),
+        ("timm__eva02_tiny", "tokens", (16, "rotary", "table")),
+        ("timm__eva02_tiny", "network", (72, "SiLU", "gated")),
+        ("timm__vit_inchans", "image", ("32 x 32", 1)),
+        ("timm__vit_inchans", "pixels", (35, "bicubic", "32x32", 255, 0.5)),
+        ("timm__wrappers/timm_train.pth.tar", "note", ("state_dict", "--weights ema", "state_dict_ema")),
     ],
 )
-def test_a_row_tells_what_is_particular(path, row, words):
-    text = text_of(CARRIED / path)
-    assert any(words in f"{found}\n" for found in [row_of(text, row), *re.findall(rf"^  {row:<9} (.*)$", text, re.MULTILINE)]), text
+def test_a_row_tells_what_is_particular(path, row, facts):
+    """Several rows may have the same name."""
+    rows = re.findall(rf"^  {row:<9} (.*(?:\n {{12}}.*)*)$", text_of(CARRIED / path), re.MULTILINE)
+    (found,) = (text for text in rows if str(facts[0]) in text)
+    assert_mentions(found, *facts)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -122,16 +125,17 @@ def test_every_reference_checkpoint_is_described_in_rows(name):
     case = CASES[name]
     text = text_of(case.path, *arguments_of(case.options))
     title, *rows, last = text.splitlines()
-    assert title.startswith(f"{case.path}: ")
-    kinds = [row[2:11].strip() for row in rows]
-    assert kinds[:9] == ["network", "", "", "image", "tokens", "pooling", "head", "pixels", "converted"]
-    assert set(kinds[9:]) <= {"ignored", "note"}
-    assert last.startswith("next: vit-export --checkpoint ")
+    assert_mentions(title, case.path)
+    kinds = [kind for row in rows if (kind := row[2:11].strip())]
+    assert kinds[:7] == ["network", "image", "tokens", "pooling", "head", "pixels", "converted"]
+    assert set(kinds[7:]) <= {"ignored", "note"}
+    assert_mentions(last, "vit-export --checkpoint")
     for oddity in ("None", "1 heads", "1 classes", "1 patches", "0.0 M", "F32", "('", "[", "{"):
         assert oddity not in text
-    assert ("no classes" in text) == inspect(case.path, case.options).config.projection
+    assert ("projection" in row_of(text, "head")) == inspect(case.path, case.options).config.projection
 
 
+@pytest.mark.unit
 def test_the_document_shows_what_is_printed(monkeypatch):
     """docs/checkpoints.md has a whole example."""
     monkeypatch.chdir(ROOT)
@@ -141,16 +145,19 @@ def test_the_document_shows_what_is_printed(monkeypatch):
     assert text_of(*example[1].split()) == example[2]
 
 
+@pytest.mark.unit
 def test_the_next_command_repeats_what_was_asked_for_and_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my model.pth").write_bytes(TORCHVISION.read_bytes())
     asked = ["--model-arg", "num_heads=4", "--img-size", "48,32", "--pool", "mean", "--drop-head"]
     last = text_of("my model.pth", *asked).splitlines()[-1]
-    words = shlex.split(last.removeprefix("next: "))
+    words = shlex.split(last[last.index("vit-export") :])
     assert words[:3] == ["vit-export", "--checkpoint", "my model.pth"]
     assert sorted(words[3:-2]) == sorted(asked)
-    assert CliRunner().invoke(export, [*words[1:], "--no-verify"]).exit_code == 0
-    assert (tmp_path / "vit.onnx").exists()
+    parsed = parse_export(*words[1:])
+    assert parsed.spec.out == Path("vit.onnx")
+    config = parsed.source.model.config
+    assert (config.num_heads, config.img_size, config.pool, config.num_classes) == (4, (48, 32), "mean", 0)
 
 
 # ---- as data -------------------------------------------------------------------------------------------------------------------------
@@ -169,6 +176,7 @@ def test_the_document_holds_what_python_gets(name):
     assert (document["notes"], document["trained_size"]) == (list(spec.notes), list(spec.trained_size))
 
 
+@pytest.mark.unit
 def test_the_documents_values_are_right():
     document = json.loads(text_of(TORCHVISION, "--model-arg", "num_heads=4", "--img-size", 48, "--json"))
     assert (document["path"], document["format"], document["title"], document["arch"]) == (
@@ -183,9 +191,11 @@ def test_the_documents_values_are_right():
     patches, block = 3 * 64 * 40 + 40, 4 * 40 + 3 * 40 * 40 + 3 * 40 + 40 * 40 + 40 + 2 * 40 * 80 + 80 + 40
     assert document["parameters"] == patches + 40 + 37 * 40 + 2 * block + 2 * 40 + 40 * 7 + 7
     assert (len(document["converted"]), document["ignored"]) == (32, {})
-    assert document["notes"] == ["the position table was stored for 32 x 32 and is resampled to 48 x 48 (bicubic_align_corners)"]
+    (note,) = document["notes"]
+    assert_mentions(note, "32 x 32", "48 x 48", "bicubic_align_corners")
 
 
+@pytest.mark.unit
 def test_quiet_prints_nothing():
     assert text_of(CARRIED / "timm__vit_map", "-q") == ""
 
@@ -193,50 +203,49 @@ def test_quiet_prints_nothing():
 # ---- errors --------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
-    ("path", "options", "words"),
+    ("path", "options", "facts"),
     [
-        ("absent", [], "absent cannot be read (No such file or directory); expected a file or folder of weights"),
-        ("timm__wrappers", [], "has several files of weights, "),
-        ("timm__wrappers/case.json", [], "expected weights in safetensors, torch, NumPy or ONNX format"),
-        ("torchvision__vit_interpolate/vit_interpolate.pth", [], "give it with --model-arg num_heads=6, or --arch NAME"),
-        ("dino__vit_interpolate/vit_interpolate.pth", [], "looks alike from timm, DINO and MAE; say where it is from with --format"),
+        ("absent", [], ("absent", "No such file or directory")),
+        ("timm__wrappers", [], ("timm__wrappers", "several")),
+        ("timm__wrappers/case.json", [], ("case.json", "safetensors", "ONNX")),
+        ("torchvision__vit_interpolate/vit_interpolate.pth", [], ("--model-arg num_heads=6", "--arch")),
+        ("dino__vit_interpolate/vit_interpolate.pth", [], ("timm", "DINO", "MAE", "--format")),
     ],
 )
-def test_a_file_that_cannot_be_told_is_one_line_and_exit_code_3(path, options, words):
-    assert words in refused(CARRIED / path, *options, exit_code=3)
+def test_a_file_that_cannot_be_told_is_one_line_and_exit_code_3(path, options, facts):
+    assert_mentions(refused(CARRIED / path, *options, exit_code=3), *facts)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
-    ("path", "options", "words"),
+    ("path", "options", "facts"),
     [
-        ("hf__vit_cls_bf16", ["--format", "tim"], "got format 'tim', expected one of vit-deploy, hugging-face, timm, "),
-        ("hf__vit_cls_bf16", ["--format", "timm"], "is not laid out like timm, but like Hugging Face transformers; leave --format out"),
-        (
-            "hf__vit_cls_bf16",
-            ["--format", "onnx"],
-            "is not laid out like an ONNX graph, but like Hugging Face transformers; leave --format",
-        ),
-        ("hf__vit_cls_bf16", ["--arch", "vit"], "got --arch, but config.json says what the network is; leave it out"),
-        ("hf__vit_cls_bf16", ["--img-size", "30"], "which patches of 8 do not divide; the nearest sizes that work are 24 and 32"),
-        ("hf__beit_cls", ["--img-size", "30"], "which patches of 8 do not divide; the nearest sizes that work are 24 and 32"),
-        ("timm__vit_map", ["--arch", "vit_bas"], "got the architecture 'vit_bas', which is no vision transformer of timm"),
-        ("timm__vit_map", ["--model-arg", "heads=4"], "got --model-arg heads, which none of timm's classes has; the nearest of their "),
-        ("timm__vit_map", ["--model-arg", "num_heads=7"], "got embed_dim 40 with 7 heads, expected a width that the heads divide evenly"),
-        ("timm__vit_map", ["--model-arg", "num_heads"], "got --model-arg 'num_heads', expected NAME=VALUE, such as num_heads=6"),
-        ("timm__wrappers/plain_state_dict.pth", ["--weights", "ema"], "holds one set of weights and does not say that they are an EMA's"),
-        ("google_vit__prelogits/prelogits.npz", ["--arch", "B/16"], "by its shapes it is no published network; leave it out"),
-        ("openai_clip__vit/clip_state_dict.pt", ["--model-arg", "width=4"], "which OpenAI CLIP does not read; expected none"),
-        ("openai_clip__vit/clip_state_dict.pt", ["--pool", "map"], "these weights have no learned probe"),
-        ("big_vision__gap_bf16/gap_bf16.npz", ["--pool", "cls"], "got pool 'cls' without a class token"),
+        ("hf__vit_cls_bf16", ["--format", "tim"], ("tim", "vit-deploy", "hugging-face", "timm")),
+        ("hf__vit_cls_bf16", ["--format", "timm"], ("timm", "Hugging Face transformers", "--format")),
+        ("hf__vit_cls_bf16", ["--format", "onnx"], ("ONNX", "Hugging Face transformers", "--format")),
+        ("hf__vit_cls_bf16", ["--arch", "vit"], ("--arch", "config.json")),
+        ("hf__vit_cls_bf16", ["--img-size", "30"], (30, 8, 24, 32)),
+        ("hf__beit_cls", ["--img-size", "30"], (30, 8, 24, 32)),
+        ("timm__vit_map", ["--arch", "vit_bas"], ("vit_bas", "timm")),
+        ("timm__vit_map", ["--model-arg", "heads=4"], ("--model-arg", "heads", "timm")),
+        ("timm__vit_map", ["--model-arg", "num_heads=7"], (40, 7, "heads")),
+        ("timm__vit_map", ["--model-arg", "num_heads"], ("--model-arg", "num_heads", "NAME=VALUE")),
+        ("timm__wrappers/plain_state_dict.pth", ["--weights", "ema"], ("EMA",)),
+        ("google_vit__prelogits/prelogits.npz", ["--arch", "B/16"], ("--arch", "B/16")),
+        ("openai_clip__vit/clip_state_dict.pt", ["--model-arg", "width=4"], ("--model-arg", "width", "OpenAI CLIP")),
+        ("openai_clip__vit/clip_state_dict.pt", ["--pool", "map"], ("map", "probe")),
+        ("big_vision__gap_bf16/gap_bf16.npz", ["--pool", "cls"], ("pool", "cls")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_option_that_cannot_be_is_one_line_and_exit_code_2(path, options, words):
-    """It is mended on the command line, not in the file."""
-    assert words in refused(CARRIED / path, *options, exit_code=2)
+def test_an_option_that_cannot_be_is_one_line_and_exit_code_2(path, options, facts):
+    """The user corrects the command, not the file."""
+    assert_mentions(refused(CARRIED / path, *options, exit_code=2), *facts)
 
 
+@pytest.mark.unit
 def test_an_error_with_json_is_a_document_too():
     result = run(CARRIED / "absent", "--json")
     document = json.loads(result.stdout)
@@ -244,6 +253,7 @@ def test_an_error_with_json_is_a_document_too():
     assert result.stderr == f"error: {document['error']}\n"
 
 
+@pytest.mark.unit
 def test_what_click_refuses_is_exit_code_2():
     assert run().exit_code == run(TORCHVISION, "--pool", "max").exit_code == run(TORCHVISION, "--weights", "mine").exit_code == 2
 
@@ -253,22 +263,23 @@ def test_what_click_refuses_is_exit_code_2():
 COST = """
 import resource, sys
 from vit_exporter.inspect import main
-main([sys.argv[1]], standalone_mode=False)
+for path in sys.argv[1:]:
+    main([path], standalone_mode=False)
 print(sorted({'torch', 'onnx', 'onnxruntime', 'transformers'} & set(sys.modules)), file=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024), file=sys.stderr)
 """
 
 
-def cost_of(path: Path) -> tuple[str, str, int]:
+def cost_of(*paths: Path) -> tuple[str, str, int]:
     """What is said of a checkpoint by a process of its own, the heavy packages that it imported, and its peak memory in bytes."""
-    done = subprocess.run([sys.executable, "-c", COST, str(path)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", COST, *map(str, paths)], capture_output=True, text=True, timeout=120, check=True)
     packages, peak = done.stderr.splitlines()
     return done.stdout, packages, int(peak)
 
 
-@pytest.mark.parametrize("name", ["hf__vit_cls_bf16", "hf__vit_cls_sharded", "timm__eva02_tiny", "open_clip__vit_quickgelu"])
-def test_safetensors_are_inspected_without_torch(name):
-    assert cost_of(CARRIED / name)[1] == "[]"
+def test_safetensors_are_inspected_without_torch():
+    names = ("hf__vit_cls_bf16", "hf__vit_cls_sharded", "timm__eva02_tiny", "open_clip__vit_quickgelu")
+    assert cost_of(*(CARRIED / name for name in names))[1] == "[]"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no getrusage, and files are not sparse by themselves")
@@ -292,7 +303,7 @@ def test_a_large_file_takes_no_memory(tmp_path):
         file.truncate(8 + len(text) + end)
     assert end > 1_200_000_000
     said, packages, peak = cost_of(tmp_path)
-    assert "303.3 M parameters" in said
+    assert_mentions(said, "303.3 M")
     assert packages == "[]"
     assert peak < cost_of(tiny)[2] + 16_000_000  # the header's 30 kB, and what two runs differ by
 
