@@ -406,10 +406,14 @@ def try_faults(
 
 
 def honest(
-    folder: Path, providers: Sequence[str], files: Sequence[tuple[str, str, int]] = HONEST, sizes: Sequence[int] = HONEST_SIZES
+    folder: Path,
+    providers: Sequence[str],
+    files: Sequence[tuple[str, str, int]] = HONEST,
+    sizes: Sequence[int] = HONEST_SIZES,
+    thread_counts: Sequence[int] = (1, 2),
 ) -> Iterator[tuple[str, bool]]:
     """What other passes, precisions, opsets, threads, providers and batch sizes make of the same network, and whether it passes."""
-    for file, provider, threads in itertools.product(files, providers, (1, 2)):
+    for file, provider, threads in itertools.product(files, providers, thread_counts):
         path = exported(folder, *file)
         model = vit.load(path, provider, threads)
         for size in sizes:

@@ -61,11 +61,16 @@ def _unit_tests_start_nothing_heavy(request: pytest.FixtureRequest, monkeypatch:
             monkeypatch.setattr(importlib.import_module(module), name, refuse)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is in memory now out of garbage collection: an export collects three times, and modules and tests are most of memory."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _garbage_collection() -> Iterator[None]:
     """vit-export switches garbage collection off for its own short life; this process lives longer."""
     yield
-    gc.unfreeze()
     gc.enable()
 
 

@@ -1,6 +1,6 @@
 """Broken and hostile checkpoints: one clear line, exit code 3, nothing written and nothing executed.
 
-The cases lie beside the project where they are found; what the readers refuse of files that the tests make themselves is in
+The cases are in tests/data/bad_checkpoints; what the readers refuse of files that the tests make themselves is in
 tests/models/checkpoints.
 """
 
@@ -15,7 +15,7 @@ from helpers import assert_mentions
 
 from vit_exporter.inspect import main as inspect
 
-CASES = Path(__file__).parents[3] / "shared" / "fixtures_bad"
+CASES = Path(__file__).parents[1] / "data" / "bad_checkpoints"
 # These are accepted with a warning that names this. Everything else must be refused.
 ACCEPTED = {"two_weight_files": "model.safetensors"}
 # What the line has to name.
@@ -34,8 +34,6 @@ NAMED = {
     "inf_weights": "Inf",
     "integer_weights": "I64",
 }
-
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the broken checkpoints are not beside the project")
 
 
 def names() -> list[str]:
@@ -56,7 +54,7 @@ def given(request, tmp_path, monkeypatch) -> Path:
     return files[0] if single else folder / "input"
 
 
-@pytest.mark.parametrize(("given", "name"), [(name, name) for name in names()] if CASES.is_dir() else [], indirect=["given"])
+@pytest.mark.parametrize(("given", "name"), [(name, name) for name in names()], indirect=["given"])
 def test_is_met_with_one_clear_line(given, name, tmp_path) -> None:
     out = tmp_path / "out" / "vit.onnx"
     out.parent.mkdir()
@@ -75,7 +73,7 @@ def test_is_met_with_one_clear_line(given, name, tmp_path) -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("given", "name"), [(name, name) for name in names()] if CASES.is_dir() else [], indirect=["given"])
+@pytest.mark.parametrize(("given", "name"), [(name, name) for name in names()], indirect=["given"])
 def test_is_inspected_without_harm(given, name, tmp_path) -> None:
     """Numbers are not read, so a file with NaN in it can be described; the rest is refused as by the export."""
     result = CliRunner().invoke(inspect, [str(given), "--json"])

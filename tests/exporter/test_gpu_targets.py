@@ -253,6 +253,7 @@ def test_the_manifest_says_what_it_is_for_and_what_was_done(digits, target, prec
     assert manifest.preprocessing.in_graph
 
 
+@pytest.mark.full
 def test_the_same_call_gives_the_same_bytes(digits, images, tmp_path):
     spec = ExportSpec(tmp_path / "again.onnx", target="tensorrt", precision="int8", calibrate=images)
     assert export(digits_source, spec).out.read_bytes() == digits("tensorrt", "int8").out.read_bytes()
