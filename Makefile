@@ -62,7 +62,8 @@ test-full: lint
 SELECT ?= not full and not slow and not gpu
 coverage: $(READY)
 	rm -rf build/coverage
-	COVERAGE_FILE=build/coverage/data $(PYTEST) -m "$(SELECT)" -o cache_dir=build/coverage/cache --cov --cov-report=term
+	mkdir -p build && mkdir -m 777 build/coverage  # some tests run as another user
+	COVERAGE_FILE=$(CURDIR)/build/coverage/data $(PYTEST) -m "$(SELECT)" -o cache_dir=build/coverage/cache --cov --cov-report=term
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
