@@ -484,8 +484,6 @@ def _open(ort: Any, model: str | bytes, provider: Provider, threads: int, option
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = 4  # what goes wrong is raised as well; the log would say it twice, and on the terminal
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for placement(); older releases ignore it
-    # Without it, products of uint8 and int8 saturate at 16 bits on x86 CPUs without VNNI, and int8 files give other values there.
-    settings.add_session_config_entry("session.x64quantprecision", "1")
     if provider.name == "cpu":  # always loads, so the way that older releases know too is as strict
         return ort.InferenceSession(model, settings, providers=[provider.ort_name], enable_fallback=0)
     try:

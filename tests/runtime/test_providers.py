@@ -312,13 +312,6 @@ def test_a_session_uses_the_physical_cores_unless_told_otherwise(model):
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (expected, 1)
 
 
-def test_products_of_int8_are_exact_on_cpus_without_vnni_too(model):
-    """There onnxruntime's fast way saturates at 16 bits; on other CPUs the option changes nothing."""
-    session, _ = create_session(model, "cpu")
-    assert isinstance(session, ort.InferenceSession)
-    assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1"
-
-
 @pytest.mark.parametrize("threads", [0, -1, 1025, 1.5, "2", True])
 def test_a_thread_count_that_makes_no_sense_is_an_input_error(model, threads):
     with pytest.raises(InputError) as error:
