@@ -306,7 +306,7 @@ class Trial:
         self.honest = vit.load(path, provider)
         self.healthy = self._outputs(self.honest, self.manifest)
 
-    def judge(self, fault: Fault) -> Verdict:
+    def try_fault(self, fault: Fault) -> Verdict:
         """Put it in, look whether it is flagged, and what it does to other images."""
         path = self.folder / "faulty.onnx"
         proto = onnx.load(self.path)
@@ -402,7 +402,7 @@ def try_faults(
     proto, blocks = onnx.load(path), range(manifest.model["depth"])
     faults = list(in_float32(proto, blocks, manifest.model["num_heads"]) if precision == "fp32" else in_int8(proto, blocks))
     trial = Trial(path, "cpu", folder, others)
-    return [trial.judge(fault) for fault in (faults[::step] if count is None else one_of_each_kind(faults, count))]
+    return [trial.try_fault(fault) for fault in (faults[::step] if count is None else one_of_each_kind(faults, count))]
 
 
 def honest(

@@ -89,6 +89,6 @@ def test_no_honest_variant_is_flagged(
 def test_what_matters_is_judged_by_other_images_than_the_golden_ones(tmp_path: Path):
     """A fault that changes nothing does not matter, and one that shows on other images only is a miss."""
     trial = Trial(parity_rates.exported(tmp_path, "portable", "fp32"), "cpu", tmp_path, 4)
-    none = trial.judge(Fault("nothing", "nowhere", lambda proto: None))
+    none = trial.try_fault(Fault("nothing", "nowhere", lambda proto: None))
     assert (none.effect, none.flagged, none.missed) == (0, False, False)
     assert Verdict(none.fault, 1.5, flagged=False).missed

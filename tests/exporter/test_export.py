@@ -38,7 +38,7 @@ THREE = ("logits", "embedding", "tokens")
 # Each network is traced with a batch of 2. Neither 3 nor 7 is a multiple of it.
 BATCH_SIZES = (1, 3, 7)
 ALL_BATCH_SIZES = (1, 2, 3, 5, 7, 16)
-# 840 logits. From 500 values on the root mean square of an error is steady to a few per cent (`vit_runtime.parity.judging.ENOUGH`).
+# 840 logits. From 500 values on the root mean square of an error is steady to a few percent (`vit_runtime.parity.judging.ENOUGH`).
 IMAGES = 84
 
 

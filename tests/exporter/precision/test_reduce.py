@@ -27,7 +27,7 @@ from vit_runtime.manifest import Execution, read_manifest
 from vit_runtime.preprocess import Preprocessing, normalize
 
 PREPARED = Preprocessing.paper(32, 32)
-GUILTY = "blocks.1.mlp.fc1"
+SENSITIVE = "blocks.1.mlp.fc1"
 OUTLIER = 300.0  # of which int8 has 127 steps and four bits have 8: the rest of a channel's weights become 0
 BUDGET = Budget(0.05)
 IMAGES = 8  # of each kind: enough for an average, few enough for dozens of networks
@@ -60,7 +60,7 @@ def network(model: ViT, exports: ExportCache) -> Network:
 
 
 def with_outlier() -> ViT:
-    """One channel of GUILTY's input is small and its weights are as much larger.
+    """One channel of SENSITIVE's input is small and its weights are as much larger.
 
     The numbers stay what they were, but a scale that fits those weights fits no others of their output channel.
     """
@@ -69,7 +69,7 @@ def with_outlier() -> ViT:
     with torch.no_grad():
         for name in ("weight", "bias"):
             parameters[f"blocks.1.norm2.{name}"][5] /= OUTLIER
-        parameters[f"{GUILTY}.weight"][:, 5] *= OUTLIER
+        parameters[f"{SENSITIVE}.weight"][:, 5] *= OUTLIER
     return model
 
 
@@ -109,8 +109,8 @@ def test_without_a_budget_every_layer_is_quantised_and_the_planted_outlier_shows
 
 def test_with_a_budget_the_guilty_layer_alone_is_kept_and_other_images_are_within_it(planted):
     found = reduced(planted, "int8", BUDGET)
-    assert [each.layer for each in found.kept] == [GUILTY]
-    assert quantized_layers(found.graph) == ALL - {GUILTY}
+    assert [each.layer for each in found.kept] == [SENSITIVE]
+    assert quantized_layers(found.graph) == ALL - {SENSITIVE}
     assert BUDGET.within(planted.judges[1](found.graph))
     assert BUDGET.within(planted.third(found.graph))
     (kept,) = found.kept
@@ -122,7 +122,7 @@ def test_with_a_budget_the_guilty_layer_alone_is_kept_and_other_images_are_withi
 def test_four_bits_keep_the_guilty_layer_first_and_others_as_far_as_it_takes(planted):
     budget = Budget(0.02)  # on average 0.002, and all but the guilty layer in four bits leave about as much
     found = reduced(planted, "int4w", budget)
-    assert found.kept[0].layer == GUILTY
+    assert found.kept[0].layer == SENSITIVE
     assert 1 < len(found.kept) < len(ALL)
     assert quantized_layers(found.graph) == ALL - {each.layer for each in found.kept}
     assert budget.within(planted.judges[1](found.graph))
@@ -158,12 +158,12 @@ def test_a_search_whose_own_images_show_nothing_ends_with_every_layer_kept(plant
 
 
 def test_who_watches_hears_of_the_search(planted):
-    told = list[str]()
-    reduced(planted, "int8", BUDGET, tell=told.append)
-    for number, text in enumerate(told[:12], 1):
+    messages = list[str]()
+    reduced(planted, "int8", BUDGET, tell=messages.append)
+    for number, text in enumerate(messages[:12], 1):
         assert_mentions(text, number, 12)
-    assert_mentions(told[11], GUILTY.replace("fc1", "fc2"))
-    assert_mentions(told[12], 0, GUILTY)  # layers that are kept so far, and the next one
+    assert_mentions(messages[11], SENSITIVE.replace("fc1", "fc2"))
+    assert_mentions(messages[12], 0, SENSITIVE)  # layers that are kept so far, and the next one
 
 
 def outputs(graph: ir.Model, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -179,7 +179,7 @@ def outputs(graph: ir.Model, images: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("precision", ["int8", "int4w"])
 def test_layers_to_keep_stay_in_float32_without_a_search(planted, precision):
-    keep = ("blocks.0.attn.v", GUILTY)
+    keep = ("blocks.0.attn.v", SENSITIVE)
     found = reduced(planted, precision, keep=keep, judges=None)
     assert [(each.layer, each.before, each.after) for each in found.kept] == [(name, None, None) for name in keep]
     assert quantized_layers(found.graph) == ALL - set(keep)
@@ -187,9 +187,9 @@ def test_layers_to_keep_stay_in_float32_without_a_search(planted, precision):
 
 def test_a_search_begins_with_the_layers_to_keep(planted):
     """With the guilty one among them there is nothing left to find."""
-    assert [each.layer for each in reduced(planted, "int8", BUDGET, keep=(GUILTY,)).kept] == [GUILTY]
+    assert [each.layer for each in reduced(planted, "int8", BUDGET, keep=(SENSITIVE,)).kept] == [SENSITIVE]
     found = reduced(planted, "int8", BUDGET, keep=("blocks.0.attn.v",))
-    assert [each.layer for each in found.kept] == ["blocks.0.attn.v", GUILTY]
+    assert [each.layer for each in found.kept] == ["blocks.0.attn.v", SENSITIVE]
 
 
 def test_a_layer_that_is_not_there_is_refused_with_the_nearest(planted):
@@ -278,7 +278,7 @@ def test_a_judge_of_a_file_finds_what_it_finds_of_the_graph(planted, tmp_path):
 def test_a_files_accuracy_is_within_the_budget_that_was_asked_for(exports: ExportCache):
     report = exports.export(source_of(with_outlier()), target="cpu", precision="int8", max_drop=BUDGET.drop)
     manifest = report.manifest
-    assert [each["layer"] for each in manifest.build["kept"]] == [GUILTY]
+    assert [each["layer"] for each in manifest.build["kept"]] == [SENSITIVE]
     assert manifest.accuracy is not None
     assert BUDGET.within(manifest.accuracy.outputs)
     assert read_manifest(report.out)[0].accuracy == manifest.accuracy

@@ -135,11 +135,11 @@ def test_a_layer_that_makes_nan_of_everything_is_the_first_to_be_kept():
 
 
 def test_who_watches_hears_each_layers_name_and_how_far_it_is():
-    told = list[str]()
-    search(list(COSTS), additive(), at_least(0.97), told.append)
+    messages = list[str]()
+    search(list(COSTS), additive(), at_least(0.97), messages.append)
     for number, layer in enumerate(COSTS, 1):
-        assert_mentions(told[number - 1], number, len(COSTS), layer)
-    assert_mentions(told[len(COSTS)], 0, WORST_FIRST[0])  # layers that are kept so far, and the next one
+        assert_mentions(messages[number - 1], number, len(COSTS), layer)
+    assert_mentions(messages[len(COSTS)], 0, WORST_FIRST[0])  # layers that are kept so far, and the next one
 
 
 # --- lazily -----------------------------------------------------------------------------------------------------------

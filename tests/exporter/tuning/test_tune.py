@@ -148,18 +148,18 @@ def test_the_winner_is_written_and_proven_and_the_tables_tell_of_all(
         request.getfixturevalue("shared")
     monkeypatch.setattr(tuning, "ROUNDS", 2)
     monkeypatch.setattr(tuning, "SECONDS", 0.02)
-    out, told = tmp_path / "vit.onnx", list[tuple[int, int, str]]()
+    out, progress = tmp_path / "vit.onnx", list[tuple[int, int, str]]()
     spec = TuneSpec(ExportSpec(out), (1, 2), threads=1, target="cpu")
-    report = tune(lambda: tiny_source, spec, lambda done, total, what: told.append((done, total, what)))
+    report = tune(lambda: tiny_source, spec, lambda done, total, what: progress.append((done, total, what)))
     assert {record.candidate.name for record in report.records} == {"portable-fp32", "cpu-fp32", "cpu-int8", "cpu-int4w"}
     assert all(len(record.timings) == 2 or record.obstacle for record in report.records)
     assert report.winner.score == max(record.score for record in report.records if record.obstacle is None)
     manifest, _ = read_manifest(out)
     assert (manifest.build["target"], manifest.build["precision"]) == (report.winner.candidate.target, report.winner.candidate.precision)
     assert check_record(vit.load(out).run, manifest, "cpu").passed
-    assert told[0][:2] == (0, 4)
-    assert told[-1][:2] == (4, 4)
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert progress[0][:2] == (0, 4)
+    assert progress[-1][:2] == (4, 4)
+    assert [done for done, _, _ in progress] == sorted(done for done, _, _ in progress)
     files = write_report(report)
     assert [file.name for file in files] == [TABLE, SHEET, PICTURE]
     document = json.loads(files[0].read_text())
@@ -220,9 +220,9 @@ def test_an_interrupted_run_is_taken_up_where_it_was(quick, tiny_source: Source,
         tune(lambda: tiny_source, spec, interrupt)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["portable-fp32.json", "vit.tune"]
     before = (spec.folder / "portable-fp32.json").read_bytes()
-    told = list[tuple[int, str]]()
-    report = tune(lambda: tiny_source, spec, lambda done, total, what: told.append((total, what)))
-    assert {total for total, _ in told} == {1}
+    progress = list[tuple[int, str]]()
+    report = tune(lambda: tiny_source, spec, lambda done, total, what: progress.append((total, what)))
+    assert {total for total, _ in progress} == {1}
     assert (spec.folder / "portable-fp32.json").read_bytes() == before
     assert len(report.records) == 2
     assert out.exists()
@@ -236,7 +236,7 @@ def test_a_record_of_another_network_or_of_other_options_or_half_a_record_does_n
     again = dataclasses.replace(spec, base=dataclasses.replace(spec.base, force=True))
 
     def todo(source: Source, spec: TuneSpec) -> int:
-        """How many candidates would be measured; the first thing that is told ends it."""
+        """How many candidates would be measured; the first progress message ends it."""
         totals.clear()
 
         def stop(done: int, total: int, what: str) -> None:

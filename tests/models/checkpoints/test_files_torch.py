@@ -59,9 +59,9 @@ def test_what_torch_saves_is_read_as_torch_reads_it(protocol: int, zipped: bool)
 
 def test_tensors_with_attributes_and_new_dtypes_are_read_as_their_numbers():
     """torch writes both in ways of their own."""
-    tagged, parameter = torch.arange(4.0), torch.nn.Parameter(torch.ones(2))
-    for tensor in (tagged, parameter):
-        setattr(tensor, "tag", "kept")  # noqa: B010 - tensors declare no such attribute
+    tagged: Any = torch.arange(4.0)  # tensors declare no attribute "tag"
+    parameter: Any = torch.nn.Parameter(torch.ones(2))
+    tagged.tag = parameter.tag = "kept"
     weights = {"tagged": tagged, "parameter": parameter, "short": torch.arange(3).to(torch.uint16)}
     assert_holds(open_checkpoint(write("model.pth", torch_bytes(weights))), weights)
 
